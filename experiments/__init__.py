@@ -1,0 +1,1 @@
+"""Running configs: everything with an effect on files, clock and screen."""

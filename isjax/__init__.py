@@ -1,1 +1,75 @@
+"""Importance sampling for training deep networks, in JAX."""
+
+from isjax import (
+  alias,
+  metrics,
+  resampling,
+  samplers,
+  scores,
+  transforms,
+  weights,
+)
+from isjax.alias import AliasTable
+from isjax.samplers import SAMPLERS, presample, shuffle, uniform
+from isjax.scores import SCORES, logit_gradient_norm
+from isjax.step import (
+  init_train_state,
+  make_eval_step,
+  make_loop,
+  make_train_step,
+)
+from isjax.transforms import (
+  PerExample,
+  average_gradient,
+  clip_weights,
+  importance_weighted,
+  per_example_gradient,
+  scale_by_importance,
+  scale_by_progress,
+)
+from isjax.types import (
+  Batch,
+  Draw,
+  Observation,
+  Sampler,
+  TrainState,
+  num_examples,
+  take,
+)
+
 __version__ = '0.1.0'
+
+__all__ = [
+  'SAMPLERS',
+  'SCORES',
+  'AliasTable',
+  'Batch',
+  'Draw',
+  'Observation',
+  'PerExample',
+  'Sampler',
+  'TrainState',
+  'alias',
+  'average_gradient',
+  'clip_weights',
+  'importance_weighted',
+  'init_train_state',
+  'logit_gradient_norm',
+  'make_eval_step',
+  'make_loop',
+  'make_train_step',
+  'metrics',
+  'num_examples',
+  'per_example_gradient',
+  'presample',
+  'resampling',
+  'samplers',
+  'scale_by_importance',
+  'scale_by_progress',
+  'scores',
+  'shuffle',
+  'take',
+  'transforms',
+  'uniform',
+  'weights',
+]

@@ -31,9 +31,16 @@ def positive_integers(**values: Any) -> None:
   """Raises ValueError unless each value is an integer >= 1."""
   _check(
     'an integer of at least 1',
-    lambda value: isinstance(value, (int, np.integer)) and value >= 1,
+    lambda value: (
+      np.issubdtype(np.result_type(value), np.integer) and value >= 1
+    ),
     values,
   )
+
+
+def finite(**values: Any) -> None:
+  """Raises ValueError unless each value is a finite number."""
+  _check('a finite number', np.isfinite, values)
 
 
 def positive(**values: Any) -> None:
@@ -49,6 +56,11 @@ def non_negative(**values: Any) -> None:
 def fractions(**values: Any) -> None:
   """Raises ValueError unless each value is a number in [0, 1]."""
   _check('in [0, 1]', lambda value: 0 <= value <= 1, values)
+
+
+def decays(**values: Any) -> None:
+  """Raises ValueError unless each value is a number in [0, 1)."""
+  _check('in [0, 1)', lambda value: 0 <= value < 1, values)
 
 
 def one_of(choices: Collection[str], **values: Any) -> None:

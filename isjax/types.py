@@ -44,6 +44,21 @@ class Draw(NamedTuple):
   probabilities: jax.Array
   target_probabilities: jax.Array
 
+  @classmethod
+  def whole_proposal(
+    cls,
+    indices: jax.Array,
+    probability: float | jax.Array,
+    target_probabilities: jax.Array,
+  ) -> 'Draw':
+    """The proposal itself as the batch, each example drawn with one chance."""
+    return cls(
+      slots=jnp.arange(indices.shape[0], dtype=jnp.int32),
+      indices=indices,
+      probabilities=jnp.full(indices.shape, probability, jnp.float32),
+      target_probabilities=target_probabilities,
+    )
+
 
 class Observation(NamedTuple):
   """By-products of the training pass, free of charge.
@@ -71,10 +86,12 @@ class Sampler(NamedTuple):
            are zeros where they were not needed. `info` is a dict of scalars
            with the same keys at every step, `num_scored` among them.
   observe: (state, Draw, Observation) -> state, after the training pass.
-  law:     (state, scores f32[m]) -> (f32[N], f32[m]): the chance of each
-           example at a proposal slot, and the chance of each slot at a draw,
-           averaged over the b draws. What select reports as
-           `Draw.probabilities` makes pi/p unbiased under this law.
+  law:     (state, scores f32[m], indices i32[m] | None = None) ->
+           (f32[N], f32[m]): the chance of each example at a proposal slot, and
+           the chance of each slot at a draw, averaged over the b draws. What
+           select reports as `Draw.probabilities` makes pi/p unbiased under
+           this law. The indices of the proposal matter only where record
+           weights enter the second chance.
   """
 
   init: Callable[..., PyTree]

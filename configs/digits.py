@@ -1,0 +1,75 @@
+"""Does importance sampling pay on the digits, at equal cost?
+
+Reproduces: the protocol of Katharopoulos & Fleuret (2018), section 4, on 1,347
+real images, with the control that their comparison lacks: uniform sampling
+with the batch that costs as much as a scored step.
+Run: ./launch.sh        (the same as ./launch.sh configs/digits.py)
+"""
+
+import ml_collections
+
+BATCH, POOL = 16, 80
+EQUAL_COST_BATCH = round((POOL + 3 * BATCH) / 3)
+UNIFORM = f'uniform, b {BATCH}'
+
+# The row that the others are compared with, seed by seed.
+BASELINE = UNIFORM
+
+
+def get_config():
+  """All settings of a run; the defaults are those of the gated cell."""
+  return ml_collections.ConfigDict(
+    {
+      'name': 'digits',
+      'cell': '',
+      'seed': 0,
+      'data': 'digits',
+      'model': {'name': 'mlp', 'hidden': (64, 64, 64)},
+      'loss': 'cross_entropy',
+      'optimizer': {
+        'name': 'sgd',
+        'learning_rate': 0.1,
+        'momentum': 0.9,
+        'schedule': 'cosine',  # of the share of the budget that is spent
+      },
+      'sampler': {
+        'name': 'presample',
+        'batch_size': BATCH,
+        'pool_size': POOL,
+        'tau_threshold': 'break_even',  # or 'paper', or a number
+        'tau_from': 'pool',
+        'mix': 0.1,
+      },
+      'score': 'logit_gradient_norm',  # of the training pass: the gate's
+      'draw_score': 'logit_gradient_norm',  # of the pool
+      'exponent': 1.0,  # of the importance weights
+      'budget': 120_000,  # forward-equivalents: 30 epochs of uniform sampling
+      'steps_per_call': 50,
+      'num_evaluations': 40,
+      'sweep': {'learning_rates': (0.03, 0.06, 0.1), 'num_seeds': 10},
+    }
+  )
+
+
+CELLS = {
+  UNIFORM: {'sampler': {'name': 'uniform', 'batch_size': BATCH}},
+  f'uniform, b {EQUAL_COST_BATCH} (cost-equal)': {
+    'sampler': {'name': 'uniform', 'batch_size': EQUAL_COST_BATCH}
+  },
+  'logit gradient, gate': {},
+  'logit gradient, always': {'sampler.tau_threshold': 0.0},
+  'loss, gate': {'draw_score': 'loss', 'sampler.tau_from': 'batch'},
+}
+
+
+def sweep(config):
+  """Every cell at every learning rate, with the same seeds."""
+  for cell, changes in CELLS.items():
+    for learning_rate in config['sweep']['learning_rates']:
+      for seed in range(config['sweep']['num_seeds']):
+        yield {
+          'cell': cell,
+          'optimizer.learning_rate': learning_rate,
+          'seed': seed,
+          **changes,
+        }

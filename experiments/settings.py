@@ -1,0 +1,187 @@
+"""From a command line to the configs of all runs of a sweep.
+
+A config file defines `get_config()`, a ConfigDict of all settings, and
+`sweep(config)`, which yields one dict of changes per run: dotted field ->
+value. A change of the command line, --config.field=value, wins over both.
+"""
+
+from collections.abc import Iterable, Iterator
+import hashlib
+import importlib.util
+import json
+import pathlib
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+
+class SettingsError(Exception):
+  """What is wrong with the user's settings, in one line."""
+
+
+def load(
+  path: str, arguments: Iterable[str]
+) -> tuple[ModuleType, dict[str, Any], dict[str, Any]]:
+  """Loads a config file and applies the changes of the command line.
+
+  Args:
+    path: of the config file.
+    arguments: '--config.field=value', one per change.
+
+  Returns:
+    (module, config, changes): the file as a module, its config as nested
+    dicts with the changes applied, and those changes, dotted field -> value.
+
+  Raises:
+    SettingsError: where file, field or value is wrong.
+  """
+  module = _load_module(path)
+  default = module.get_config()
+  fields = _flatten(default.to_dict())
+  values = flags.FlagValues()
+  command = ['isjax', f'--config={path}', *arguments]
+  try:
+    config_flags.DEFINE_config_file(
+      'config', flag_values=values, sys_argv=command
+    )
+    rest = values(command)[1:]
+    changes = dict(config_flags.get_override_values(values['config']))
+  except (AttributeError, KeyError, flags.UnrecognizedFlagError) as error:
+    raise SettingsError(_unknown_field(arguments, fields)) from error
+  except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+    raise SettingsError(f'{path}: {_one_line(error)}') from error
+  if rest:
+    raise SettingsError(
+      f'cannot read the argument {rest[0]!r}; write --config.field=value.'
+    )
+  config = values.config.to_dict()
+  if _flatten(config).keys() != fields.keys():
+    raise SettingsError(_unknown_field(arguments, fields))
+  return module, config, {k: _plain(v) for k, v in changes.items()}
+
+
+def runs(
+  module: ModuleType, config: dict[str, Any], changes: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """Returns the config of each run of the sweep, each one once.
+
+  Args:
+    module: with `sweep(config)`.
+    config: as `load` returns it.
+    changes: of the command line; one that a run's config has no field for (a
+      pool size, say, where the sampler is uniform) does not concern that run.
+  """
+  resolved = {}
+  for entry in module.sweep(config):
+    run = {k: v for k, v in config.items() if k != 'sweep'}
+    for field, value in entry.items():
+      run = _with_field(run, field, value, must_exist=True)
+    for field, value in changes.items():
+      run = _with_field(run, field, value, must_exist=False)
+    resolved[digest(run)] = run
+  return list(resolved.values())
+
+
+def digest(config: dict[str, Any]) -> str:
+  """Returns eight hex digits that tell one config from another."""
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def options(settings: dict[str, Any]) -> dict[str, Any]:
+  """Returns a component's settings without its name."""
+  return {k: v for k, v in settings.items() if k != 'name'}
+
+
+def choose(registry: dict[str, Any], name: str, field: str) -> Any:
+  """Returns registry[name].
+
+  Raises:
+    SettingsError: for a name that is not registered; it lists those that are.
+  """
+  if name not in registry:
+    raise SettingsError(
+      f'{field} must be one of {", ".join(sorted(registry))}; got {name!r}.'
+    )
+  return registry[name]
+
+
+def _load_module(path: str) -> ModuleType:
+  if not pathlib.Path(path).is_file():
+    known = sorted(str(p) for p in pathlib.Path('configs').glob('*.py'))
+    raise SettingsError(
+      f'there is no config file {path!r}; there are {", ".join(known)}.'
+    )
+  spec = importlib.util.spec_from_file_location(
+    f'configs.{pathlib.Path(path).stem}', path
+  )
+  if spec is None or spec.loader is None:
+    raise SettingsError(f'{path!r} is not a Python file.')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  for name in ('get_config', 'sweep'):
+    if not hasattr(module, name):
+      raise SettingsError(f'{path}: a config file defines {name}().')
+  return module
+
+
+def _flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{name}.')
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if hasattr(value, 'to_dict') else value
+
+
+def _unknown_field(arguments: Iterable[str], fields: dict[str, Any]) -> str:
+  """Names the first argument that is no field, and all that are."""
+  known = ', '.join(sorted(fields))
+  for argument in arguments:
+    name = argument.split('=')[0].removeprefix('--')
+    if name.removeprefix('config.') not in fields or '=' not in argument:
+      return f'{argument!r} sets no field of the config; those are {known}.'
+  return f'the config has the fields {known}.'
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error).split())
+
+
+def _with_field(
+  config: dict[str, Any], field: str, value: Any, *, must_exist: bool
+) -> dict[str, Any]:
+  """A copy of the config with one dotted field changed."""
+  head, _, tail = field.partition('.')
+  if head not in config or (tail and not isinstance(config[head], dict)):
+    if must_exist:
+      raise SettingsError(f'the sweep sets {field!r}, which is no field.')
+    return config
+  if tail:
+    value = _with_field(config[head], tail, value, must_exist=must_exist)
+  return config | {head: value}
+
+
+def iterate_cells(
+  configs: Iterable[dict[str, Any]], arguments: Iterable[str]
+) -> Iterator[list[dict[str, Any]]]:
+  """Groups the configs that differ in nothing but the named fields.
+
+  Args:
+    configs: of the runs.
+    arguments: dotted fields that are arguments of the compiled program.
+  """
+  cells: dict[str, list[dict[str, Any]]] = {}
+  for config in configs:
+    same = config
+    for field in arguments:
+      same = _with_field(same, field, None, must_exist=True)
+    cells.setdefault(digest(same), []).append(config)
+  yield from cells.values()

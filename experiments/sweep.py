@@ -1,0 +1,218 @@
+"""All runs of a config, then its table and its figures.
+
+Usage: python -m experiments.sweep CONFIG [--workers=N] [--folder=FOLDER]
+           [--config.field=value ...]
+
+CONFIG is a file of configs/. Finished runs are skipped, so that a sweep that
+was stopped goes on where it was. --workers: processes, each of which takes
+whole cells (default: one per core on CPU, 1 elsewhere). --folder: where runs
+and results go (default: runs/NAME). --config.field=value changes a setting of
+every run; the sweep then leaves that field alone.
+"""
+
+from collections.abc import Callable
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import pathlib
+import queue
+import re
+import sys
+from typing import Any
+
+from absl import flags
+import jax
+
+from experiments import artifacts, figures, settings, tables
+from experiments.progress import Progress
+from experiments.settings import SettingsError
+from experiments.train import ARGUMENTS, Program, run
+
+# Tells the parent of a run's progress: (run, fraction or None at its end,
+# metrics).
+Tell = Callable[[str, float | None, dict[str, Any]], None]
+
+
+def run_name(config: dict[str, Any]) -> str:
+  """Returns the name of a run's folder: readable, and unique by its digest."""
+  words = [
+    config['cell'],
+    f'lr {config["optimizer"]["learning_rate"]:g}',
+    f'seed {config["seed"]}',
+    settings.digest(config),
+  ]
+  return '-'.join(re.sub(r'[^a-z0-9.]+', '_', w.lower()) for w in words)
+
+
+def unfinished(
+  configs: list[dict[str, Any]], folder: pathlib.Path
+) -> list[dict[str, Any]]:
+  """Returns the configs whose runs have left no result."""
+  return [
+    config
+    for config in configs
+    if artifacts.read_result(folder / run_name(config)) is None
+  ]
+
+
+def run_cell(
+  configs: list[dict[str, Any]], folder: pathlib.Path, tell: Tell
+) -> None:
+  """Makes the runs of one cell, with one compiled program.
+
+  Args:
+    configs: alike but for the fields in `train.ARGUMENTS`.
+    folder: of the sweep.
+    tell: called with the progress of every run.
+  """
+  program = Program(configs[0])
+  for config in configs:
+    name = run_name(config)
+    result = run(
+      config,
+      program,
+      folder / name,
+      report=functools.partial(tell, name),
+    )
+    tell(name, None, result)
+
+
+def run_all(
+  cells: list[list[dict[str, Any]]], folder: pathlib.Path, workers: int
+) -> None:
+  """Makes the runs of all cells and shows their progress.
+
+  Args:
+    cells: configs, grouped by program.
+    folder: of the sweep.
+    workers: processes; 1 runs everything in this one.
+  """
+  with Progress(sum(map(len, cells))) as progress:
+
+    def tell(name: str, fraction: float | None, metrics: dict[str, Any]):
+      if fraction is not None:
+        progress.update(name, fraction, metrics)
+        return
+      progress.finish(name)
+      if metrics['status'] == 'diverged':
+        progress.say(
+          f'{name} diverged: its loss stopped being finite after '
+          f'{metrics["steps"]} steps. Lower optimizer.learning_rate.'
+        )
+
+    if workers == 1:
+      for cell in cells:
+        run_cell(cell, folder, tell)
+    else:
+      _run_in_processes(cells, folder, workers, tell)
+
+
+def _run_in_processes(cells, folder, workers, tell) -> None:
+  context = multiprocessing.get_context('spawn')
+  with context.Manager() as manager:
+    messages = manager.Queue()
+    cores = manager.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+      cores.put(core)
+    with concurrent.futures.ProcessPoolExecutor(
+      workers, context, _pin_to_core, (cores,)
+    ) as pool:
+      pending = {
+        pool.submit(_run_cell_in_worker, cell, folder, messages)
+        for cell in cells
+      }
+      while pending:
+        done, pending = concurrent.futures.wait(pending, timeout=0.1)
+        _relay(messages, tell)
+        for future in done:
+          future.result()  # raises what the worker raised
+
+
+def _run_cell_in_worker(cell, folder, messages) -> None:
+  run_cell(cell, folder, lambda *message: messages.put(message))
+
+
+def _pin_to_core(cores) -> None:
+  """Gives each worker a core of its own, before its backend starts."""
+  try:
+    os.sched_setaffinity(0, {cores.get_nowait()})
+  except queue.Empty:
+    return
+
+
+def _relay(messages, tell: Tell) -> None:
+  while True:
+    try:
+      tell(*messages.get_nowait())
+    except queue.Empty:
+      return
+
+
+def _parse(arguments: list[str]):
+  values = flags.FlagValues()
+  flags.DEFINE_integer('workers', None, '', lower_bound=1, flag_values=values)
+  flags.DEFINE_string('folder', None, '', flag_values=values)
+  ours = [a for a in arguments if not a.startswith('--config.')]
+  try:
+    positional = values(['isjax', *ours])[1:]
+  except flags.Error as error:
+    raise SettingsError(
+      f'{error}; the options are --workers, --folder and --config.FIELD.'
+    ) from error
+  if len(positional) != 1:
+    raise SettingsError(
+      f'expected one config file; got {" ".join(positional) or "none"}.'
+    )
+  changes = [a for a in arguments if a.startswith('--config.')]
+  return positional[0], changes, values.workers, values.folder
+
+
+def main(arguments: list[str]) -> int:
+  """Runs a sweep from the command line; returns the exit status."""
+  if set(arguments) & {'--help', '-h'}:
+    print(__doc__)
+    return 0
+  try:
+    path, changes, workers, folder = _parse(arguments)
+    module, config, changes = settings.load(path, changes)
+    folder = pathlib.Path(folder or f'runs/{config["name"]}')
+    configs = settings.runs(module, config, changes)
+    todo = unfinished(configs, folder)
+    cells = list(settings.iterate_cells(todo, ARGUMENTS))
+    for cell in cells:
+      Program(cell[0])  # finds what is wrong with it before the first run
+    _announce(configs, todo, folder)
+    run_all(cells, folder, workers or _default_workers(len(cells)))
+    records = [tables.read(folder / run_name(config)) for config in configs]
+    tables.write(records, module, folder)
+    figures.write(records, module, folder)
+  except SettingsError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(
+      'stopped; the same command goes on with the unfinished runs.',
+      file=sys.stderr,
+    )
+    return 130
+  return 0
+
+
+def _announce(configs, todo, folder: pathlib.Path) -> None:
+  print(
+    f'{len(configs)} runs in {folder}, {len(configs) - len(todo)} of them '
+    f'finished before; device: {artifacts.provenance()["device"]}.',
+    file=sys.stderr,
+    flush=True,
+  )
+
+
+def _default_workers(num_cells: int) -> int:
+  if jax.default_backend() != 'cpu':
+    return 1
+  return max(1, min(num_cells, len(os.sched_getaffinity(0))))
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

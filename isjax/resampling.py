@@ -1,0 +1,31 @@
+"""Ways to draw b of B items from given probabilities, once.
+
+For a law that is used for one draw only (a pool with fresh scores), a search
+in the cumulative sum is far cheaper than building an alias table.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def multinomial(
+  key: jax.Array, probabilities: jax.Array, num_draws: int
+) -> jax.Array:
+  """Draws independently and with replacement.
+
+  Args:
+    key: PRNG key.
+    probabilities: f32[B] >= 0 with a sum of about 1. Meant for B up to a few
+      thousand: the float32 sum resolves 2^-24 of the total.
+    num_draws: b, static.
+
+  Returns:
+    i32[b] in [0, B); an item of probability 0 is never drawn.
+  """
+  cumulative = jnp.cumsum(probabilities)
+  total = cumulative[-1]
+  uniform = jax.random.uniform(key, (num_draws,))
+  # u * total may round up to total, where no item begins.
+  heights = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
+  slots = jnp.searchsorted(cumulative, heights, side='right')
+  return slots.astype(jnp.int32)

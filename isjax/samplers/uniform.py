@@ -1,0 +1,65 @@
+"""Independent uniform batches: the baseline of every comparison."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from isjax import _validate
+from isjax.samplers._record_weights import checked_target_law
+from isjax.types import Draw, Sampler
+from isjax.weights import target_at
+
+
+class UniformState(NamedTuple):
+  """target_probabilities: f32[N] r_i/R, or None for 1/N."""
+
+  target_probabilities: jax.Array | None
+
+
+def uniform(
+  num_examples: int,
+  batch_size: int,
+  *,
+  record_weights: jax.Array | None = None,
+) -> Sampler:
+  """Draws every batch independently and uniformly, with replacement.
+
+  Args:
+    num_examples: N.
+    batch_size: b.
+    record_weights: r f32[N] >= 0, the objective's weights; the draws stay
+      uniform and are weighted by N r_i / R.
+
+  Raises:
+    ValueError: on a bad argument.
+  """
+  _validate.positive_integers(num_examples=num_examples, batch_size=batch_size)
+  target = checked_target_law(record_weights, num_examples)
+
+  def init(key):
+    del key
+    return UniformState(target)
+
+  def propose(key, state):
+    del state
+    return jax.random.randint(key, (batch_size,), 0, num_examples), False
+
+  def select(key, state, indices, scores):
+    del key, scores
+    pi = target_at(state.target_probabilities, indices, num_examples)
+    draw = Draw.whole_proposal(indices, 1 / num_examples, pi)
+    return draw, state, {'num_scored': jnp.zeros((), jnp.int32)}
+
+  def observe(state, draw, observation):
+    del draw, observation
+    return state
+
+  def law(state, scores, indices=None):
+    del state, scores, indices
+    return (
+      jnp.full((num_examples,), 1 / num_examples, jnp.float32),
+      jnp.full((batch_size,), 1 / batch_size, jnp.float32),
+    )
+
+  return Sampler(init, propose, select, observe, law)

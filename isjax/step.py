@@ -1,0 +1,386 @@
+"""The training step: where sampler, model and optimiser meet.
+
+One step runs on the device as a whole: propose, gather, score if the sampler
+asks for it, select, one training pass on the drawn examples, importance
+weights and update. Steps are pure and can be jitted, scanned and unrolled.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import jaxprs_in_params
+import jax.numpy as jnp
+import optax
+
+from isjax import _validate
+from isjax.metrics import weighted_mean
+from isjax.scores import LossFn, ScoreFn
+from isjax.transforms import PerExample, per_example_gradient
+from isjax.types import (
+  Batch,
+  Metrics,
+  Observation,
+  PyTree,
+  Sampler,
+  TrainState,
+  num_examples,
+  take,
+)
+from isjax.weights import effective_sample_size, importance_weights
+
+FORWARD_COST = 1
+TRAINING_COST = 3  # forward 1, backward 2
+
+
+def init_train_state(
+  key: jax.Array,
+  params: PyTree,
+  model_state: PyTree,
+  sampler: Sampler,
+  tx: optax.GradientTransformation,
+) -> TrainState:
+  """Returns the state before the first step, every leaf its own buffer.
+
+  Args:
+    key: PRNG key of the run: of the sampler's first state and of all steps.
+    params: pytree of parameters, copied.
+    model_state: pytree of the model's own state, copied; {} where there is
+      none.
+    sampler: whose state it holds.
+    tx: whose state it holds.
+  """
+  sampler_key, run_key = jax.random.split(key)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    cost=jnp.zeros((), jnp.uint32),
+    key=run_key,
+    params=params,
+    model_state=model_state,
+    opt_state=tx.init(params),
+    sampler_state=sampler.init(sampler_key),
+  )
+  return jax.tree.map(jnp.copy, state)
+
+
+def make_train_step(
+  apply_fn: Callable[..., tuple[PyTree, PyTree]],
+  loss_fn: LossFn,
+  sampler: Sampler,
+  tx: optax.GradientTransformation,
+  *,
+  score: ScoreFn,
+  draw_score: Callable[[PyTree, PyTree, Batch], jax.Array] | None = None,
+  preprocess: Callable[[PyTree], PyTree] | None = None,
+  augment: Callable[[jax.Array, PyTree], PyTree] | None = None,
+  statistics: Mapping[str, ScoreFn] = {},
+  budget: int | jax.Array | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Builds the step of importance-sampled training.
+
+  Args:
+    apply_fn: (params, model_state, inputs, *, train, rngs) ->
+      (outputs [m, ...], model_state). Normalise per sample: with batch
+      statistics the weighted gradient is no unbiased estimate.
+    loss_fn: (output, target) -> f32[], the loss of ONE example.
+    sampler: chooses the examples; its N must be the data's.
+    tx: takes a PerExample and ends as a gradient transformation; wrap a plain
+      optimiser with `importance_weighted`.
+    score: (outputs, targets) -> f32[m], of the training pass: what the sampler
+      observes (and its gate goes by).
+    draw_score: (params, model_state, batch of m) -> f32[m], what a proposal is
+      scored with; None: `score` of a forward pass in evaluation mode.
+    preprocess: applied to the inputs of each gathered batch (uint8 to float).
+    augment: (key, inputs of one example) -> the same, after preprocess; its
+      key depends on the step and the proposal slot, so that the training pass
+      sees the view that was scored.
+    statistics: name -> (outputs, targets) -> f32[b], of the training pass: the
+      sampler observes them, and their weighted means are metrics.
+    budget: forward-equivalents to spend, an int or u32[]; None: no limit. A
+      step past it returns the state unchanged with metrics['valid'] False, so
+      that cost ends less than one step above it.
+
+  Returns:
+    (state, data) -> (state, metrics). Pass `data` as an argument of the jitted
+    function, never by closure. Metrics are scalars: loss and statistics as
+    unbiased estimates of the training set's, `effective_sample_size`, `cost`,
+    `valid`, and the sampler's own info.
+
+  Raises:
+    ValueError: when traced, where tx does not return updates shaped like the
+      parameters or a score is not f32[m].
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def view(key: jax.Array, data: Batch, slots: jax.Array, indices: jax.Array):
+    batch = take(data, indices)
+    inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
+    if augment is not None:
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
+      inputs = jax.vmap(augment)(keys, inputs)
+    return batch._replace(inputs=inputs)
+
+  def proposal_scores(state: TrainState, batch: Batch) -> jax.Array:
+    if draw_score is not None:
+      return draw_score(state.params, state.model_state, batch)
+    outputs, _ = apply_fn(
+      state.params, state.model_state, batch.inputs, train=False, rngs=None
+    )
+    return score(outputs, batch.targets)
+
+  def scores_if_needed(state, data, view_key, indices, needs_scores):
+    slots = jnp.arange(indices.shape[0], dtype=jnp.int32)
+
+    def scored():
+      scores = proposal_scores(state, view(view_key, data, slots, indices))
+      return _expect_vector('a score', scores, indices.shape)
+
+    def unscored():
+      return jnp.zeros(indices.shape, jnp.float32)
+
+    if isinstance(needs_scores, bool):
+      return scored() if needs_scores else unscored()
+    return lax.cond(needs_scores, scored, unscored)
+
+  def training_pass(key, state, batch):
+    def losses_fn(params):
+      outputs, model_state = apply_fn(
+        params,
+        state.model_state,
+        batch.inputs,
+        train=True,
+        rngs={'dropout': key},
+      )
+      return jax.vmap(loss_fn)(outputs, batch.targets), (outputs, model_state)
+
+    return per_example_gradient(losses_fn, has_aux=True)(state.params)
+
+  def update(state, per_example, draw):
+    progress = {}
+    if budget is not None:
+      progress['progress'] = jnp.minimum(
+        state.cost.astype(jnp.float32) / jnp.asarray(budget, jnp.float32), 1.0
+      )
+    updates, opt_state = tx.update(
+      per_example,
+      state.opt_state,
+      state.params,
+      probabilities=draw.probabilities,
+      target_probabilities=draw.target_probabilities,
+      **progress,
+    )
+    _expect_gradient(updates, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
+
+  def observe(outputs, targets, losses):
+    values = {name: f(outputs, targets) for name, f in statistics.items()}
+    for name, value in values.items():
+      _expect_vector(f'statistic {name!r}', value, losses.shape)
+    scores = _expect_vector('a score', score(outputs, targets), losses.shape)
+    return Observation(losses, scores, values)
+
+  def step(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(state.key, state.step)
+    propose_key, view_key, select_key, train_key = jax.random.split(key, 4)
+    indices, needs_scores = sampler.propose(propose_key, state.sampler_state)
+    scores = scores_if_needed(state, data, view_key, indices, needs_scores)
+    draw, sampler_state, info = sampler.select(
+      select_key, state.sampler_state, indices, scores
+    )
+    batch = view(view_key, data, draw.slots, draw.indices)
+    per_example, (outputs, model_state) = training_pass(train_key, state, batch)
+    params, opt_state = update(state, per_example, draw)
+    observation = observe(outputs, batch.targets, per_example.losses)
+    new_state = TrainState(
+      step=state.step + 1,
+      cost=state.cost + _cost(draw, info),
+      key=state.key,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+      sampler_state=sampler.observe(sampler_state, draw, observation),
+    )
+    valid = True if budget is None else state.cost < budget
+    if budget is not None:
+      new_state = _where(valid, new_state, state)
+    metrics = info | _training_metrics(draw, observation)
+    return new_state, metrics | {
+      'cost': new_state.cost,
+      'valid': jnp.asarray(valid),
+    }
+
+  return step
+
+
+def _cost(draw, info) -> jax.Array:
+  batch_size = draw.indices.shape[0]
+  scored = jnp.asarray(info['num_scored']).astype(jnp.uint32)
+  return FORWARD_COST * scored + jnp.uint32(TRAINING_COST * batch_size)
+
+
+def _training_metrics(draw, observation: Observation) -> Metrics:
+  weights = importance_weights(draw.probabilities, draw.target_probabilities)
+  values = {'loss': observation.losses} | observation.statistics
+  return {
+    name: weighted_mean(value, weights) for name, value in values.items()
+  } | {'effective_sample_size': effective_sample_size(weights)}
+
+
+def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
+  """The one state or the other; the key is the same in both."""
+  chosen = jax.tree.map(
+    lambda t, f: jnp.where(condition, t, f),
+    if_true._replace(key=None),
+    if_false._replace(key=None),
+  )
+  return chosen._replace(key=if_true.key)
+
+
+def _expect_vector(name: str, values: Any, shape: tuple[int, ...]):
+  if jnp.shape(values) != shape:
+    raise ValueError(
+      f'{name} must have one number per example, {shape}; got shape '
+      f'{jnp.shape(values)}.'
+    )
+  return values
+
+
+def _expect_gradient(updates: PyTree, params: PyTree) -> None:
+  if isinstance(updates, PerExample):
+    got = 'a PerExample, without average_gradient() in the chain'
+  else:
+    got = jax.tree.map(jnp.shape, updates)
+  if got != jax.tree.map(jnp.shape, params):
+    raise ValueError(
+      'tx must turn a PerExample into updates shaped like the parameters; got '
+      f'{got}. Wrap a plain optimiser: importance_weighted(inner, '
+      'num_examples).'
+    )
+
+
+def make_eval_step(
+  apply_fn: Callable[..., tuple[PyTree, PyTree]],
+  loss_fn: LossFn,
+  *,
+  preprocess: Callable[[PyTree], PyTree] | None = None,
+  statistics: Mapping[str, ScoreFn] = {},
+  batch_size: int,
+) -> Callable[[PyTree, PyTree, Batch], Metrics]:
+  """Builds the exact evaluation of a model over a whole set.
+
+  Args:
+    apply_fn: as in `make_train_step`; run with train=False.
+    loss_fn: (output, target) -> f32[], the loss of ONE example.
+    preprocess: as in training.
+    statistics: name -> (outputs, targets) -> f32[m].
+    batch_size: examples per forward pass; the last batch is padded and masked,
+      so that any N gives the exact averages.
+
+  Returns:
+    (params, model_state, data) -> metrics, jitted: `loss` and the statistics
+    averaged over the set, by record weight where the data have them.
+  """
+  _validate.positive_integers(batch_size=batch_size)
+
+  def sums(params, model_state, batch, weights):
+    inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
+    outputs, _ = apply_fn(params, model_state, inputs, train=False, rngs=None)
+    values = {'loss': jax.vmap(loss_fn)(outputs, batch.targets)} | {
+      name: f(outputs, batch.targets) for name, f in statistics.items()
+    }
+    return {
+      name: jnp.sum(jnp.where(weights > 0, weights * value, 0.0))
+      for name, value in values.items()
+    }
+
+  @jax.jit
+  def evaluate(params: PyTree, model_state: PyTree, data: Batch) -> Metrics:
+    total = num_examples(data)
+    num_batches = -(-total // batch_size)
+    places = jnp.arange(num_batches * batch_size).reshape(-1, batch_size)
+    record_weights = data.record_weights
+    if record_weights is None:
+      record_weights = jnp.ones((total,), jnp.float32)
+    normaliser = jnp.sum(record_weights)
+
+    def evaluate_batch(places):
+      indices = jnp.minimum(places, total - 1)
+      weights = jnp.where(places < total, record_weights[indices], 0.0)
+      return sums(params, model_state, take(data, indices), weights)
+
+    batches = lax.map(evaluate_batch, places)
+    return {
+      name: jnp.sum(value) / normaliser for name, value in batches.items()
+    }
+
+  return evaluate
+
+
+def make_loop(
+  step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+  num_steps: int,
+  *,
+  mode: str = 'auto',
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Runs a step num_steps times.
+
+  Args:
+    step: (state, data) -> (state, metrics).
+    num_steps: static.
+    mode: 'scan' compiles one step and loops on the device; 'unroll' compiles
+      one step and dispatches it num_steps times (inside an outer jit it writes
+      out num_steps copies of it); 'auto' scans, except for networks with
+      convolutions on CPU, whose backward pass XLA runs some 40 times slower
+      inside a scan (github.com/jax-ml/jax/issues/12868).
+
+  Returns:
+    (state, data) -> (state, metrics stacked over num_steps), jitted. The state
+    passed in is donated: use the one returned.
+  """
+  _validate.positive_integers(num_steps=num_steps)
+  _validate.one_of(('auto', 'scan', 'unroll'), mode=mode)
+  jitted_step = jax.jit(step, donate_argnums=0)
+
+  @jax.jit
+  def stack(metrics: list[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+
+  def scanned(state, data):
+    return lax.scan(lambda carry, _: step(carry, data), state, length=num_steps)
+
+  scan = jax.jit(scanned, donate_argnums=0)
+
+  def unroll(state, data):
+    metrics = []
+    for _ in range(num_steps):
+      state, values = jitted_step(state, data)
+      metrics.append(values)
+    return state, stack(metrics)
+
+  def loop(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
+    if mode == 'unroll':
+      return unroll(state, data)
+    if mode == 'auto' and is_slow_to_scan(step, state, data):
+      return unroll(state, data)
+    return scan(state, data)
+
+  return loop
+
+
+def is_slow_to_scan(step: Callable[..., Any], *args: Any) -> bool:
+  """Tells whether step(*args) has a convolution and would run on CPU.
+
+  Traces at most, and compiles nothing.
+  """
+  if jax.default_backend() != 'cpu':
+    return False
+  return _has_convolution(jax.jit(step).trace(*args).jaxpr.jaxpr)
+
+
+def _has_convolution(jaxpr) -> bool:
+  return any(
+    equation.primitive.name == 'conv_general_dilated'
+    or any(map(_has_convolution, jaxprs_in_params(equation.params)))
+    for equation in jaxpr.eqns
+  )

@@ -1,0 +1,62 @@
+"""metrics.py: unbiased training metrics, masked reductions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isjax import metrics
+from isjax.weights import importance_weights
+
+
+def test_weighted_mean_is_exactly_unbiased():
+  """Over all pairs of draws, the expectation is the plain mean."""
+  p = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
+  v = np.array([1.0, 0.0, 2.0, 7.0], np.float32)
+  w = importance_weights(p, 1 / 4)
+  expectation = sum(
+    p[i] * p[j] * metrics.weighted_mean(v[[i, j]], w[jnp.array([i, j])])
+    for i in range(4)
+    for j in range(4)
+  )
+  np.testing.assert_allclose(expectation, v.mean(), rtol=1e-5)
+
+
+def test_error_is_one_where_the_argmax_is_wrong():
+  """A hand-made batch of three."""
+  logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, -1.0]])
+  labels = jnp.array([0, 0, 1])
+  np.testing.assert_array_equal(metrics.error(logits, labels), [0, 1, 1])
+
+
+def test_label_probability_is_the_softmax_at_the_label():
+  """softmax(z)[y]."""
+  logits = jnp.array([[0.0, np.log(3.0)], [0.0, 0.0]])
+  probability = jax.jit(metrics.label_probability)
+  np.testing.assert_allclose(
+    probability(logits, jnp.array([1, 0])), [0.75, 0.5], rtol=1e-6
+  )
+
+
+def test_summarise_leaves_out_steps_past_the_budget():
+  """Means over the valid steps, whatever the others hold."""
+  stacked = {
+    'loss': jnp.array([1.0, 3.0, jnp.nan]),
+    'num_scored': jnp.array([0, 8, 8]),
+    'cost': jnp.array([6, 20, 20], jnp.uint32),
+    'valid': jnp.array([True, True, False]),
+  }
+  summary = jax.jit(metrics.summarise)(stacked)
+  assert summary['loss'] == 2
+  assert summary['num_scored'] == 4
+  assert summary['cost'] == 20
+  assert summary['num_steps'] == 2
+
+
+def test_summarise_shows_a_loss_that_is_not_finite():
+  """A NaN within the budget is not averaged away."""
+  stacked = {
+    'loss': jnp.array([1.0, jnp.nan]),
+    'cost': jnp.array([6, 20], jnp.uint32),
+    'valid': jnp.array([True, True]),
+  }
+  assert np.isnan(metrics.summarise(stacked)['loss'])

@@ -1,0 +1,191 @@
+"""scores.py: each score against its closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from isjax import scores
+
+
+def cross_entropy(logits, label):
+  return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def random_logits(key, m=32, num_classes=10, scale=5.0):
+  logit_key, label_key = jax.random.split(key)
+  logits = scale * jax.random.normal(logit_key, (m, num_classes))
+  return logits, jax.random.randint(label_key, (m,), 0, num_classes)
+
+
+def norms(rows):
+  rows = np.asarray(rows, np.float64)
+  return np.sqrt(np.square(rows.reshape(len(rows), -1)).sum(1))
+
+
+@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit])
+def test_softmax_cross_entropy(key, wrap):
+  """|| softmax(z) - onehot(y) ||, in [0, sqrt 2]."""
+  logits, labels = random_logits(key)
+  score = wrap(scores.logit_gradient_norm(cross_entropy))(logits, labels)
+  expected = norms(jax.nn.softmax(logits) - jax.nn.one_hot(labels, 10))
+  np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-7)
+  assert score.shape == (32,)
+  assert score.dtype == jnp.float32
+  assert score.max() <= np.sqrt(2) + 1e-6
+
+
+def test_soft_targets(key):
+  """|| softmax(z) - q || for target distributions q."""
+  logits, _ = random_logits(key)
+  q = jax.nn.softmax(jax.random.normal(key, (32, 10)))
+  score = scores.logit_gradient_norm(optax.softmax_cross_entropy)(logits, q)
+  expected = norms(jax.nn.softmax(logits) - q)
+  np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_squared_error(key):
+  """(2/K) || z - t ||."""
+  z, t = jax.random.normal(key, (2, 32, 6))
+  score = scores.logit_gradient_norm(lambda z, t: jnp.mean((z - t) ** 2))(z, t)
+  np.testing.assert_allclose(score, 2 / 6 * norms(z - t), rtol=1e-5)
+
+
+def test_sigmoid_cross_entropy(key):
+  """(1/K) || sigmoid(z) - y ||."""
+  z = jax.random.normal(key, (32, 6))
+  y = (jax.random.uniform(key, (32, 6)) < 0.5).astype(jnp.float32)
+
+  def loss_fn(z, y):
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(z, y))
+
+  score = scores.logit_gradient_norm(loss_fn)(z, y)
+  np.testing.assert_allclose(score, norms(jax.nn.sigmoid(z) - y) / 6, rtol=1e-5)
+
+
+def test_masked_sequences_with_pytree_outputs_and_targets(key):
+  """Steps behind the mask add nothing; the norm runs over all the rest."""
+  z = jax.random.normal(key, (4, 5, 3))
+  labels = jax.random.randint(key, (4, 5), 0, 3)
+  mask = jnp.arange(5)[None, :] < jnp.array([5, 3, 1, 0])[:, None]
+
+  def loss_fn(output, target):
+    labels, mask = target
+    return jnp.sum(cross_entropy(output['logits'], labels) * mask)
+
+  score = scores.logit_gradient_norm(loss_fn)({'logits': z}, (labels, mask))
+  residuals = jax.nn.softmax(z) - jax.nn.one_hot(labels, 3)
+  expected = norms(residuals * mask[:, :, None])
+  np.testing.assert_allclose(score, expected, rtol=1e-5)
+  assert score[3] == 0
+
+
+def test_a_final_relu_belongs_to_the_loss():
+  """Scored before it: a unit that the ReLU shuts off adds nothing."""
+  z = jnp.array([[1.0, -2.0, 0.5], [-1.0, -1.0, -3.0]])
+  t = jnp.array([[0.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
+
+  def loss_fn(z, t):
+    return jnp.mean((jax.nn.relu(z) - t) ** 2)
+
+  score = scores.logit_gradient_norm(loss_fn)(z, t)
+  np.testing.assert_allclose(score, [2 / 3, 0], atol=1e-7)
+
+
+def test_a_final_relu_agrees_with_torchs_retained_gradient(key):
+  """An independent autograd gives the same pre-activation norm."""
+  try:
+    import torch
+  except ImportError:
+    pytest.skip('torch is not installed')
+  z, t = np.asarray(jax.random.normal(key, (2, 16, 7)))
+  x = torch.tensor(z, requires_grad=True)
+  pre_activation = 1.0 * x
+  pre_activation.retain_grad()
+  losses = ((torch.relu(pre_activation) - torch.tensor(t)) ** 2).mean(1)
+  losses.sum().backward()
+
+  def loss_fn(z, t):
+    return jnp.mean((jax.nn.relu(z) - t) ** 2)
+
+  np.testing.assert_allclose(
+    scores.logit_gradient_norm(loss_fn)(z, t),
+    pre_activation.grad.norm(dim=1).numpy(),
+    rtol=1e-5,
+  )
+
+
+def test_the_norm_neither_underflows_nor_overflows():
+  """Gradients of 1e-30 and 1e30, whose squares float32 cannot hold."""
+  score = scores.logit_gradient_norm(lambda z, t: jnp.sum(z * t))
+  gradients = jnp.array([[3e-30, 4e-30], [3e30, 4e30], [0, 0]])
+  np.testing.assert_allclose(
+    score(jnp.ones((3, 2)), gradients), [5e-30, 5e30, 0], rtol=1e-6
+  )
+
+
+def test_bfloat16_outputs_are_scored_in_float32(key):
+  """The norm of a bfloat16 gradient is taken in float32."""
+  logits, labels = random_logits(key)
+  score = scores.logit_gradient_norm(cross_entropy)
+  half = score(logits.astype(jnp.bfloat16), labels)
+  assert half.dtype == jnp.float32
+
+
+def test_loss_is_the_loss_of_each_example(key):
+  """The same numbers as the losses of the batch."""
+  logits, labels = random_logits(key)
+  np.testing.assert_allclose(
+    scores.loss(cross_entropy)(logits, labels), cross_entropy(logits, labels)
+  )
+
+
+def test_one_minus_label_probability(key):
+  """Equals 1 - softmax(z)[y] in float64, within rounding of the logits."""
+  logits, labels = random_logits(key)
+  logits += jnp.linspace(0, 30, 32)[:, None] * jax.nn.one_hot(labels, 10)
+  z = np.asarray(logits, np.float64)
+  others = np.exp(z) * (1 - np.eye(10)[np.asarray(labels)])
+  expected = others.sum(1) / np.exp(z).sum(1)
+  score = scores.one_minus_label_probability(logits, labels)
+  assert expected.min() < 1e-4
+  np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-7)
+  certain = scores.one_minus_label_probability(
+    jnp.array([[0.0, -14.0]]), jnp.array([0])
+  )
+  np.testing.assert_allclose(certain, 1 / (1 + np.exp(14.0)), rtol=0.1)
+
+
+def test_one_hot_targets_are_refused():
+  """The error tells shapes and remedy."""
+  with pytest.raises(ValueError, match='argmax'):
+    scores.one_minus_label_probability(jnp.ones((4, 3)), jnp.ones((4, 3)))
+
+
+def test_the_logit_norm_bounds_the_gradient_up_to_one_factor(key):
+  """For a linear model the bound is exact: ||grad|| = ||g_z|| ||(x, 1)||."""
+  x = jax.random.normal(key, (16, 5))
+  x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+  labels = jax.random.randint(key, (16,), 0, 4)
+  params = jax.random.normal(key, (5, 4)), jnp.zeros(4)
+
+  def loss(params, x, y):
+    return cross_entropy(x @ params[0] + params[1], y)
+
+  gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, labels)
+  exact = np.sqrt(norms(gradients[0]) ** 2 + norms(gradients[1]) ** 2)
+  score = scores.logit_gradient_norm(cross_entropy)(x @ params[0], labels)
+  np.testing.assert_allclose(exact, np.sqrt(2) * score, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', scores.SCORES)
+def test_every_score_is_finite_and_non_negative(name, key):
+  """At ordinary, certain and wildly wrong logits; one number an example."""
+  logits, labels = random_logits(key)
+  score = jax.jit(scores.SCORES[name](cross_entropy))
+  for scale in (0.0, 1.0, 1e4):
+    values = score(scale * logits, labels)
+    assert values.shape == labels.shape
+    assert np.isfinite(values).all()
+    assert (values >= 0).all()
