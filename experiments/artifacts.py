@@ -74,7 +74,8 @@ def provenance() -> dict[str, Any]:
   device = jax.devices()[0]
   kind = device.device_kind
   if device.platform == 'cpu':
-    kind = f'{_processor()}, {len(os.sched_getaffinity(0))} cores'
+    cores = len(os.sched_getaffinity(0))
+    kind = f'{_processor()}, {cores} core{"s" * (cores > 1)}'
   return {
     'commit': _commit(),
     'device': kind,

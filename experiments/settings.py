@@ -11,7 +11,7 @@ import importlib.util
 import json
 import pathlib
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,6 +19,46 @@ from ml_collections import config_flags
 
 class SettingsError(Exception):
   """What is wrong with the user's settings, in one line."""
+
+
+class Command(NamedTuple):
+  """A command line.
+
+  path:    of the config file.
+  changes: '--config.field=value', one per change.
+  workers: number of processes, or None.
+  folder:  for results, or None.
+  """
+
+  path: str
+  changes: list[str]
+  workers: int | None
+  folder: str | None
+
+
+def parse(arguments: list[str]) -> Command:
+  """Splits a command line: CONFIG, options, changes of the config.
+
+  Raises:
+    SettingsError: for an unknown option or anything but one config file.
+  """
+  values = flags.FlagValues()
+  flags.DEFINE_integer('workers', None, '', 1, flag_values=values)
+  flags.DEFINE_string('folder', None, '', flag_values=values)
+  changes = [a for a in arguments if a.startswith('--config.')]
+  ours = [a for a in arguments if a not in changes]
+  try:
+    positional = values(['isjax', *ours])[1:]
+  except flags.Error as error:
+    raise SettingsError(
+      f'{_one_line(error)}; the options are --workers, --folder and '
+      '--config.FIELD.'
+    ) from error
+  if len(positional) != 1:
+    raise SettingsError(
+      f'expected one config file; got {" ".join(positional) or "none"}.'
+    )
+  return Command(positional[0], changes, values.workers, values.folder)
 
 
 def load(
@@ -41,10 +81,10 @@ def load(
   default = module.get_config()
   fields = _flatten(default.to_dict())
   values = flags.FlagValues()
-  command = ['isjax', f'--config={path}', *arguments]
+  command = ['isjax', *arguments]
   try:
-    config_flags.DEFINE_config_file(
-      'config', flag_values=values, sys_argv=command
+    config_flags.DEFINE_config_dict(
+      'config', default, flag_values=values, sys_argv=command
     )
     rest = values(command)[1:]
     changes = dict(config_flags.get_override_values(values['config']))

@@ -21,13 +21,12 @@ import re
 import sys
 from typing import Any
 
-from absl import flags
 import jax
 
 from experiments import artifacts, figures, settings, tables
 from experiments.progress import Progress
 from experiments.settings import SettingsError
-from experiments.train import ARGUMENTS, Program, run
+from experiments.train import ARGUMENTS, Program, diverged, run
 
 # Tells the parent of a run's progress: (run, fraction or None at its end,
 # metrics).
@@ -96,10 +95,7 @@ def run_all(
         return
       progress.finish(name)
       if metrics['status'] == 'diverged':
-        progress.say(
-          f'{name} diverged: its loss stopped being finite after '
-          f'{metrics["steps"]} steps. Lower optimizer.learning_rate.'
-        )
+        progress.say(f'{name}: {diverged(metrics)}')
 
     if workers == 1:
       for cell in cells:
@@ -149,41 +145,23 @@ def _relay(messages, tell: Tell) -> None:
       return
 
 
-def _parse(arguments: list[str]):
-  values = flags.FlagValues()
-  flags.DEFINE_integer('workers', None, '', lower_bound=1, flag_values=values)
-  flags.DEFINE_string('folder', None, '', flag_values=values)
-  ours = [a for a in arguments if not a.startswith('--config.')]
-  try:
-    positional = values(['isjax', *ours])[1:]
-  except flags.Error as error:
-    raise SettingsError(
-      f'{error}; the options are --workers, --folder and --config.FIELD.'
-    ) from error
-  if len(positional) != 1:
-    raise SettingsError(
-      f'expected one config file; got {" ".join(positional) or "none"}.'
-    )
-  changes = [a for a in arguments if a.startswith('--config.')]
-  return positional[0], changes, values.workers, values.folder
-
-
 def main(arguments: list[str]) -> int:
   """Runs a sweep from the command line; returns the exit status."""
   if set(arguments) & {'--help', '-h'}:
     print(__doc__)
     return 0
   try:
-    path, changes, workers, folder = _parse(arguments)
-    module, config, changes = settings.load(path, changes)
-    folder = pathlib.Path(folder or f'runs/{config["name"]}')
+    command = settings.parse(arguments)
+    module, config, changes = settings.load(command.path, command.changes)
+    folder = pathlib.Path(command.folder or f'runs/{config["name"]}')
     configs = settings.runs(module, config, changes)
     todo = unfinished(configs, folder)
     cells = list(settings.iterate_cells(todo, ARGUMENTS))
     for cell in cells:
       Program(cell[0])  # finds what is wrong with it before the first run
     _announce(configs, todo, folder)
-    run_all(cells, folder, workers or _default_workers(len(cells)))
+    workers = command.workers or _default_workers(len(cells))
+    run_all(cells, folder, workers)
     records = [tables.read(folder / run_name(config)) for config in configs]
     tables.write(records, module, folder)
     figures.write(records, module, folder)

@@ -1,14 +1,20 @@
 """One run: config -> run folder.
 
-A `Program` is compiled once for all runs that differ in learning rate, seed
-and budget only; these are arrays among its arguments.
+Usage: python -m experiments.train CONFIG --folder=FOLDER
+           [--config.field=value ...]
+
+Runs the config as `get_config()` gives it, without its sweep. Exits with 3
+where the run diverged. A `Program` is compiled once for all runs that differ
+in learning rate, seed and budget only; these are arrays among its arguments.
 """
 
 from collections.abc import Callable
 import functools
 import inspect
+import json
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -18,7 +24,9 @@ import numpy as np
 import optax
 
 from experiments import artifacts
-from experiments.settings import SettingsError, choose, options
+from experiments.progress import Progress
+from experiments.settings import SettingsError, choose, options, parse
+from experiments.settings import load as load_settings
 import isjax
 from isjax.data import load, rescale
 from isjax.metrics import error, summarise
@@ -354,3 +362,42 @@ def _check_options(
         f'{field}.{name} is no option of {factory.__name__}; those are '
         f'{", ".join(known)}.'
       )
+
+
+def main(arguments: list[str]) -> int:
+  """Makes one run from the command line; returns the exit status."""
+  try:
+    command = parse(arguments)
+    _, config, _ = load_settings(command.path, command.changes)
+    if command.folder is None:
+      raise SettingsError('one run needs --folder=FOLDER for its files.')
+    config = {k: v for k, v in config.items() if k != 'sweep'}
+    program = Program(config)
+  except SettingsError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  name = pathlib.Path(command.folder).name
+  with Progress(1) as progress:
+    result = run(
+      config,
+      program,
+      pathlib.Path(command.folder),
+      report=functools.partial(progress.update, name),
+    )
+  if result['status'] == 'diverged':
+    print(f'{name}: {diverged(result)}', file=sys.stderr)
+    return 3
+  print(json.dumps({k: v for k, v in result.items()}, indent=2))
+  return 0
+
+
+def diverged(result: dict[str, Any]) -> str:
+  """Says of a result with that status what happened and what to do."""
+  return (
+    f'diverged, its loss stopped being finite after {result["steps"]} steps; '
+    'lower optimizer.learning_rate.'
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -157,6 +157,17 @@ def test_one_minus_label_probability(key):
   np.testing.assert_allclose(certain, 1 / (1 + np.exp(14.0)), rtol=0.1)
 
 
+def test_label_log_probability_is_log_softmax_at_the_label(key):
+  """The other half of the cross entropy."""
+  logits, labels = random_logits(key)
+  np.testing.assert_allclose(
+    scores.label_log_probability(logits, labels),
+    -cross_entropy(logits, labels),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
 def test_one_hot_targets_are_refused():
   """The error tells shapes and remedy."""
   with pytest.raises(ValueError, match='argmax'):

@@ -448,6 +448,8 @@ def test_every_transform_keeps_the_state_tree_static(problem):
   state = tx.init(params)
   per_example = per_example_gradient(losses_fn)(params, x, y)
   _, after = tx.update(per_example, state, params, probabilities=p)
+  assert isinstance(after[0], transforms.ScaleByImportanceState)
+  assert isinstance(after[1], transforms.ClipWeightsState)
   assert jax.tree.map(jnp.result_type, state) == jax.tree.map(
     jnp.result_type, after
   )

@@ -1,0 +1,87 @@
+"""The README's examples run, and its numbers are those on file."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEXT = (ROOT / 'README.md').read_text()
+EXAMPLES = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+
+
+def example(word):
+  """The one example whose code contains the word."""
+  (found,) = [code for code in EXAMPLES if word in code]
+  return found
+
+
+def execute(code):
+  names = {}
+  exec(compile(code, 'README.md', 'exec'), names)
+  return names
+
+
+def test_the_training_run_learns(capsys):
+  """The first example, of at most 15 lines, lowers the loss."""
+  code = example('make_loop(step')
+  assert len([line for line in code.splitlines() if line.strip()]) <= 15
+  metrics = execute(code)['metrics']
+  assert metrics['loss'][:20].mean() > 1
+  assert metrics['loss'][-20:].mean() < 0.1
+  assert capsys.readouterr().out
+
+
+def test_the_table_alone_is_unbiased():
+  """The second example's weights average to one over many batches."""
+  names = execute(example('alias.build)(weights)'))
+  assert names['indices'].shape == (32,)
+  law = np.asarray(names['law'], np.float64)
+  np.testing.assert_allclose(law, np.array([1000, 1, 10, 3]) / 1014, rtol=1e-6)
+  drawn, w = jax.vmap(names['batch'])(jax.random.split(jax.random.key(1), 2000))
+  np.testing.assert_allclose(w, (1 / (4 * law))[drawn], rtol=1e-5)
+
+
+def test_the_new_sampler_is_unbiased():
+  """The third example obeys the contract of samplers."""
+  code = example('def weighted')
+  assert len(code.splitlines()) <= 16
+  weighted = execute(code)['weighted']
+  sampler = weighted(4, 2, law=jnp.array([1.0, 2.0, 3.0, 4.0]))
+  state = sampler.init(jax.random.key(0))
+  indices, needs_scores = sampler.propose(jax.random.key(1), state)
+  assert needs_scores is False
+  draw, _, _ = sampler.select(jax.random.key(2), state, indices, jnp.zeros(2))
+  law, slots = sampler.law(state, jnp.zeros(2))
+  np.testing.assert_allclose(draw.probabilities, law[draw.indices])
+  np.testing.assert_allclose(law, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+  np.testing.assert_allclose(slots, [0.5, 0.5])
+
+
+def test_the_new_score_is_the_entropy():
+  """The fourth example: log K for equal logits, 0 for certain ones."""
+  entropy = execute(example('def entropy'))['entropy']
+  scores = entropy(jnp.array([[0.0, 0, 0, 0], [200.0, 0, 0, 0]]), None)
+  np.testing.assert_allclose(scores, [np.log(4), 0], atol=1e-6)
+
+
+def test_the_new_config_sweeps(monkeypatch):
+  """The fifth example yields three pools times the seeds."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  code = example("config.name = 'wider'")
+  assert len([line for line in code.splitlines() if line.strip()]) <= 15
+  names = execute(code)
+  config = names['get_config']()
+  assert config.name == 'wider'
+  assert len(list(names['sweep'](config.to_dict()))) == 30
+
+
+def test_every_path_named_exists():
+  """Links and files of the layout are there."""
+  for path in re.findall(r'\]\(([^)]+)\)', TEXT):
+    assert (ROOT / path).exists(), path
+  for path in re.findall(r'`((?:isjax|experiments|configs)/[\w./]*)`', TEXT):
+    if path != 'configs/wider.py':
+      assert (ROOT / path).exists(), path
