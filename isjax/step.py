@@ -230,7 +230,7 @@ def _training_metrics(draw, observation: Observation) -> Metrics:
 def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
   """The one state or the other; the key is the same in both."""
   chosen = jax.tree.map(
-    lambda t, f: jnp.where(condition, t, f),
+    lambda t, f: t if t is f else jnp.where(condition, t, f),
     if_true._replace(key=None),
     if_false._replace(key=None),
   )

@@ -76,14 +76,19 @@ def shuffle(
     del scores
     pi = target_at(state.target_probabilities, indices, num_examples)
     draw = Draw.whole_proposal(indices, 1 / num_examples, pi)
-    position = state.position + batch_size
-    order, next_order, position = lax.cond(
-      position >= num_examples,
-      lambda s: (s.next_order, new_order(key), position - num_examples),
-      lambda s: (s.order, s.next_order, position),
-      state,
+    # Two measures against copies of the orders at every step: a loop of one
+    # turn at most carries them in place, which the branches of a cond do not;
+    # and it waits for the read of `indices`, by adding what is always 0.
+    read = jnp.minimum(indices[0], 0)
+    state = lax.while_loop(
+      lambda s: s.position >= num_examples,
+      lambda s: s._replace(
+        order=s.next_order,
+        next_order=new_order(jax.random.fold_in(key, s.position)),
+        position=s.position - num_examples,
+      ),
+      state._replace(position=state.position + batch_size + read),
     )
-    state = ShuffleState(order, next_order, position, state[-1])
     return draw, state, {'num_scored': jnp.zeros((), jnp.int32)}
 
   def observe(state, draw, observation):
