@@ -43,7 +43,7 @@ def get_config():
       'score': 'logit_gradient_norm',  # of the training pass: the gate's
       'draw_score': 'logit_gradient_norm',  # of the pool
       'exponent': 1.0,  # of the importance weights
-      'budget': 120_000,  # forward-equivalents: 30 epochs of uniform sampling
+      'budget': 240_000,  # forward-equivalents: 60 epochs of uniform sampling
       'steps_per_call': 50,
       'num_evaluations': 40,
       'sweep': {'learning_rates': (0.03, 0.06, 0.1), 'num_seeds': 10},
