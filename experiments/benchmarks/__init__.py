@@ -1,0 +1,1 @@
+"""Speed, each claim with its command; results in experiments/results."""
