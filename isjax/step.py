@@ -340,30 +340,35 @@ def make_loop(
   """
   _validate.positive_integers(num_steps=num_steps)
   _validate.one_of(('auto', 'scan', 'unroll'), mode=mode)
-  jitted_step = jax.jit(step, donate_argnums=0)
-
-  @jax.jit
-  def stack(metrics: list[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-
-  def scanned(state, data):
-    return lax.scan(lambda carry, _: step(carry, data), state, length=num_steps)
-
-  scan = jax.jit(scanned, donate_argnums=0)
-
-  def unroll(state, data):
-    metrics = []
-    for _ in range(num_steps):
-      state, values = jitted_step(state, data)
-      metrics.append(values)
-    return state, stack(metrics)
+  unroll = _unrolled(step, num_steps)
+  scan = jax.jit(
+    lambda state, data: lax.scan(
+      lambda carry, _: step(carry, data), state, length=num_steps
+    ),
+    donate_argnums=0,
+  )
+  chosen = {'scan': scan, 'unroll': unroll}
 
   def loop(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
-    if mode == 'unroll':
-      return unroll(state, data)
-    if mode == 'auto' and is_slow_to_scan(step, state, data):
-      return unroll(state, data)
-    return scan(state, data)
+    if mode not in chosen:  # decided once, since it takes a trace
+      slow = is_slow_to_scan(step, state, data)
+      chosen['auto'] = unroll if slow else scan
+    return chosen[mode](state, data)
+
+  return loop
+
+
+def _unrolled(step: Callable[..., Any], num_steps: int) -> Callable[..., Any]:
+  """A loop that dispatches the compiled step num_steps times."""
+  jitted = jax.jit(step, donate_argnums=0)
+  stack = jax.jit(lambda *rows: jax.tree.map(lambda *v: jnp.stack(v), *rows))
+
+  def loop(state, data):
+    metrics = []
+    for _ in range(num_steps):
+      state, values = jitted(state, data)
+      metrics.append(values)
+    return state, stack(*metrics)
 
   return loop
 
