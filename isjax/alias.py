@@ -38,9 +38,21 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.extend.random import threefry_2x32
 import jax.numpy as jnp
 import numpy as np
+
+from isjax._words import (
+  Words,
+  add,
+  buckets,
+  locate,
+  prefix_sums,
+  random_words,
+  subtract,
+  to_float,
+  total,
+  where,
+)
 
 _MAX_ITEMS = 2**30
 _MAX_DRAWS = 2**31 - 1
@@ -83,60 +95,11 @@ class AliasTable(NamedTuple):
   status: jax.Array
 
 
-class _Words(NamedTuple):
-  """Integers modulo 2^64, as two arrays u32 of one shape."""
-
-  high: jax.Array
-  low: jax.Array
-
-
-def _buckets(count: int) -> _Words:
-  """Returns count * 2^32, the mass of so many buckets."""
-  return _Words(jnp.uint32(count), jnp.uint32(0))
-
-
-def _add(a: _Words, b: _Words) -> _Words:
-  """Returns a + b."""
-  low = a.low + b.low
-  return _Words(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
-
-
-def _subtract(a: _Words, b: _Words) -> _Words:
-  """Returns a - b."""
-  borrow = (a.low < b.low).astype(jnp.uint32)
-  return _Words(a.high - b.high - borrow, a.low - b.low)
-
-
-def _multiply(a: jax.Array, b: int) -> _Words:
-  """Returns the product of a u32[...] and b in [0, 2^32), by half words."""
-  a0, a1, b0, b1 = a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16
-  middle = a1 * b0 + (a0 * b0 >> 16)
-  upper = a0 * b1 + (middle & 0xFFFF)
-  return _Words(a1 * b1 + (middle >> 16) + (upper >> 16), a * jnp.uint32(b))
-
-
-def _where(condition: jax.Array, a: _Words, b: _Words) -> _Words:
-  """Returns a where the condition holds, else b."""
-  return jax.tree.map(functools.partial(jnp.where, condition), a, b)
-
-
 def _at(arrays: Any, index: jax.Array) -> Any:
   """Returns the entries of 1-d arrays at an index known to be in bounds."""
   return jax.tree.map(
     lambda array: array.at[index].get(mode='promise_in_bounds'), arrays
   )
-
-
-def _prefix_sums(a: _Words) -> _Words:
-  """Returns the inclusive prefix sums: a low word that wraps is a carry."""
-  low = jnp.cumsum(a.low, dtype=jnp.uint32)
-  carry = (low < a.low).astype(jnp.uint32)
-  return _Words(jnp.cumsum(a.high + carry, dtype=jnp.uint32), low)
-
-
-def _total(a: _Words) -> _Words:
-  """Returns the sum of all."""
-  return lax.reduce(a, _buckets(0), _add, (0,))
 
 
 def _float_sum(x: jax.Array) -> jax.Array:
@@ -154,12 +117,7 @@ def _float_sum(x: jax.Array) -> jax.Array:
   return x[0]
 
 
-def _to_float(a: _Words) -> jax.Array:
-  """Returns a / 2^32 in f32, to within two roundings."""
-  return a.high.astype(jnp.float32) + a.low.astype(jnp.float32) * 2.0**-32
-
-
-def _round_to_words(x: jax.Array) -> _Words:
+def _round_to_words(x: jax.Array) -> Words:
   """Returns 2^32 x, f32 in [0, 2^31), rounded to nearest; exact from 2^-9 up.
 
   Shifts the mantissa by the exponent. Arithmetic would do less: where
@@ -170,7 +128,7 @@ def _round_to_words(x: jax.Array) -> _Words:
   places = (bits >> 23) - 126  # modulo 2^32; shifts by 32 or more give 0
   right = lax.shift_right_logical(mantissa, 0 - places)
   half = lax.shift_right_logical(mantissa, -1 - places) & 1
-  return _Words(
+  return Words(
     lax.shift_right_logical(mantissa, 32 - places),
     jnp.where(places < 32, lax.shift_left(mantissa, places), right + half),
   )
@@ -207,7 +165,7 @@ def _scale(bits: jax.Array) -> jax.Array:
   return weights * ((1 - 2**-16) * bits.shape[0] / _float_sum(weights))
 
 
-def _masses(weights: jax.Array) -> tuple[_Words, jax.Array]:
+def _masses(weights: jax.Array) -> tuple[Words, jax.Array]:
   """Returns masses that sum to N 2^32 exactly, and the status.
 
   The first rounding is 2^-16 low on purpose, which is more than the float sum
@@ -220,26 +178,26 @@ def _masses(weights: jax.Array) -> tuple[_Words, jax.Array]:
   bits, status = _usable(lax.bitcast_convert_type(weights, jnp.uint32))
   scaled = _scale(bits)
   mass = _round_to_words(scaled)
-  missing = _to_float(_subtract(_buckets(size), _total(mass)))
-  mass = _add(mass, _round_to_words(scaled * (missing / (size - missing))))
+  missing = to_float(subtract(buckets(size), total(mass)))
+  mass = add(mass, _round_to_words(scaled * (missing / (size - missing))))
   vanished = (bits > 0) & (mass.high | mass.low == 0)
   mass = mass._replace(low=jnp.where(vanished, 1, mass.low))
   return _settle(mass), status
 
 
-def _settle(mass: _Words) -> _Words:
+def _settle(mass: Words) -> Words:
   """Makes the sum N 2^32, by at most a unit per half bucket of mass."""
-  missing = _subtract(_buckets(mass.high.shape[0]), _total(mass))
+  missing = subtract(buckets(mass.high.shape[0]), total(mass))
   surplus = missing.high >> 31 > 0
   units = jnp.where(surplus, 0 - missing.low, missing.low)
   slots = mass.high << 1 | mass.low >> 31
   last = jnp.cumsum(slots, dtype=jnp.uint32)
   share = jnp.minimum(last, units) - jnp.minimum(last - slots, units)
-  share = _Words(jnp.zeros_like(share), share)
-  return _where(surplus, _subtract(mass, share), _add(mass, share))
+  share = Words(jnp.zeros_like(share), share)
+  return where(surplus, subtract(mass, share), add(mass, share))
 
 
-def _is_heavy(mass: _Words) -> jax.Array:
+def _is_heavy(mass: Words) -> jax.Array:
   """Returns whether an item has more than one bucket."""
   return (mass.high > 1) | ((mass.high == 1) & (mass.low > 0))
 
@@ -252,7 +210,7 @@ def _next(chosen: jax.Array) -> jax.Array:
   return jnp.pad(following, (0, 2), constant_values=size)
 
 
-def _sweep(mass: _Words) -> tuple[jax.Array, jax.Array]:
+def _sweep(mass: Words) -> tuple[jax.Array, jax.Array]:
   """Returns threshold and alias, settling one bucket in each step.
 
   `left` is what heavy item k has still to give, negative once overdrawn. The
@@ -275,29 +233,29 @@ def _sweep(mass: _Words) -> tuple[jax.Array, jax.Array]:
     return (
       jnp.where(fills, _at(next_light, light + 1), light),
       jnp.where(fills, k, following),
-      _add(left, _subtract(entering, _buckets(1))),
+      add(left, subtract(entering, buckets(1))),
       lax.dynamic_update_index_in_dim(threshold, own, item, 0),
       lax.dynamic_update_index_in_dim(alias, other, item, 0),
     )
 
   k = next_heavy[0]
-  left = _subtract(_at(padded, k), _buckets(1))
+  left = subtract(_at(padded, k), buckets(1))
   empty = jnp.zeros_like(mass.low), jnp.zeros_like(next_light[:size])
   return lax.fori_loop(0, size, settle, (next_light[0], k, left, *empty))[3:]
 
 
-def _search(mass: _Words) -> tuple[jax.Array, jax.Array]:
+def _search(mass: Words) -> tuple[jax.Array, jax.Array]:
   """Returns threshold and alias as `_sweep` does, all buckets at once."""
   size = mass.high.shape[0]
-  heavy, nothing = _is_heavy(mass), _buckets(0)
-  lack = _where(heavy, nothing, _subtract(_buckets(1), mass))
-  excess = _where(heavy, _subtract(mass, _buckets(1)), nothing)
-  lacking, exceeding = _prefix_sums(lack), _prefix_sums(excess)
-  before = _subtract(exceeding, _Words(jnp.uint32(0), jnp.uint32(1)))
+  heavy, nothing = _is_heavy(mass), buckets(0)
+  lack = where(heavy, nothing, subtract(buckets(1), mass))
+  excess = where(heavy, subtract(mass, buckets(1)), nothing)
+  lacking, exceeding = prefix_sums(lack), prefix_sums(excess)
+  before = subtract(exceeding, Words(jnp.uint32(0), jnp.uint32(1)))
   found = _first_above(
     jax.tree.map(lambda *rows: jnp.stack(rows), exceeding, lacking),
     heavy.astype(jnp.int32),
-    _where(heavy, before, _subtract(lacking, lack)),
+    where(heavy, before, subtract(lacking, lack)),
   )
   own = jnp.where(heavy, exceeding.low - _at(lacking.low, found), mass.low)
   full = jnp.where(heavy, own == 0, mass.high == 1)
@@ -305,7 +263,7 @@ def _search(mass: _Words) -> tuple[jax.Array, jax.Array]:
   return own, jnp.where(full, lax.iota(jnp.int32, size), other)
 
 
-def _first_above(sums: _Words, row: jax.Array, target: _Words) -> jax.Array:
+def _first_above(sums: Words, row: jax.Array, target: Words) -> jax.Array:
   """Returns the first column (or N - 1) where sums[row] exceed the target.
 
   A guide table [2, N + 1] has the first column whose high word is at least t;
@@ -442,33 +400,12 @@ def probabilities(table: AliasTable) -> jax.Array:
     mass of 0.
   """
   size = table.mass.shape[0]
-  return _to_float(_Words(table.mass[:, 0], table.mass[:, 1])) / size
+  return to_float(Words(table.mass[:, 0], table.mass[:, 1])) / size
 
 
-def _random_words(key: jax.Array, count: int) -> _Words:
-  """Returns 64 random bits for each draw, from one threefry block each."""
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    key = jax.random.wrap_key_data(key)
-  if key.shape:
-    raise ValueError(
-      f'key must be one key (jax.vmap takes several); got shape {key.shape}.'
-    )
-  if jax.random.key_impl(key) != 'threefry2x32':
-    return _Words(*jax.random.bits(key, (2, count), jnp.uint32))
-  counters = lax.iota(jnp.uint32, 2 * count)  # block j enciphers (j, count + j)
-  bits = threefry_2x32(jax.random.key_data(key), counters)
-  return _Words(bits[:count], bits[count:])
-
-
-def _locate(random: _Words, size: int) -> _Words:
-  """Returns (bucket, fraction of it): the upper words of the product u N."""
-  carry = _Words(jnp.uint32(0), _multiply(random.low, size).high)
-  return _add(_multiply(random.high, size), carry)
-
-
-def _draw(random: _Words, threshold: jax.Array, alias: jax.Array) -> jax.Array:
+def _draw(random: Words, threshold: jax.Array, alias: jax.Array) -> jax.Array:
   """Returns the item at each place of [0, 1) that 64 random bits name."""
-  bucket, fraction = _locate(random, threshold.shape[0])
+  bucket, fraction = locate(random, threshold.shape[0])
   bucket = bucket.astype(jnp.int32)
   own, other = _at((threshold, alias), bucket)
   return jnp.where(fraction < own, bucket, other)
@@ -482,7 +419,7 @@ def _sample(
   shape: tuple[int, ...],
 ) -> jax.Array:
   """Returns draws of a shape that was checked."""
-  random = _random_words(key, math.prod(shape))
+  random = random_words(key, math.prod(shape))
   return _draw(random, threshold, alias).reshape(shape)
 
 

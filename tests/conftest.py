@@ -8,6 +8,16 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+
+def _keep_to_one_core(worker: str) -> None:
+  """Gives a worker of pytest-xdist a core, before its threads start."""
+  cores = sorted(os.sched_getaffinity(0))
+  os.sched_setaffinity(0, {cores[int(worker.removeprefix('gw')) % len(cores)]})
+
+
+if 'PYTEST_XDIST_WORKER' in os.environ and hasattr(os, 'sched_setaffinity'):
+  _keep_to_one_core(os.environ['PYTEST_XDIST_WORKER'])
+
 _ALLOWED = pathlib.Path(__file__).parent / 'allowed_skips.txt'
 
 

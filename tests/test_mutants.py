@@ -1,4 +1,4 @@
-"""The mutants' patches fit the code; `python tests/mutants/run.py` runs them."""
+"""The patches of tests/mutants fit the code; its run.py runs them."""
 
 import pathlib
 import subprocess

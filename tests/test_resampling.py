@@ -51,3 +51,17 @@ def test_unnormalised_probabilities_draw_the_same():
   np.testing.assert_array_equal(
     resampling.multinomial(key, p, 100), resampling.multinomial(key, 8 * p, 100)
   )
+
+
+def test_uniform_indices_are_uniform(key):
+  """Chi-square over a size that is no power of two; in range beyond 2^24."""
+  draws = jax.jit(lambda k: resampling.uniform_indices(k, 12, 120_000))(key)
+  assert draws.dtype == jnp.int32
+  counts = np.bincount(draws, minlength=12)
+  assert len(counts) == 12
+  assert stats.chisquare(counts).pvalue > 1e-3
+  large = resampling.uniform_indices(key, 2**30, 100_000)
+  assert large.min() >= 0
+  assert large.max() < 2**30
+  parities = np.bincount(np.asarray(large) % 4, minlength=4)
+  assert stats.chisquare(parities).pvalue > 1e-3

@@ -278,6 +278,7 @@ def test_vmap_of_the_whole_step_equals_one_by_one(problem):
   params, x, y, p = problem
   tx = importance_weighted(optax.adamw(1e-2), N)
 
+  @jax.jit
   def step(draw):
     per_example = per_example_gradient(losses_fn)(params, x[draw], y[draw])
     updates, _ = tx.update(

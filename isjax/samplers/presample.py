@@ -7,7 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from isjax import _validate
-from isjax.resampling import multinomial
+from isjax.resampling import multinomial, uniform_indices
 from isjax.samplers._record_weights import checked_target_law
 from isjax.types import Draw, Sampler
 from isjax.weights import (
@@ -67,11 +67,11 @@ def presample(
   With the gate on, B examples are proposed uniformly and scored, and b of them
   are drawn with replacement with chances g_i proportional to r_i times the
   score, so that p_i = B g_i / N. With the gate off, the first b proposed are
-  the batch; nothing is scored. The gate is on while the moving average of tau
-  has reached its threshold. Tau comes from the pool's scores while the gate is
-  on and from the last B scores of the training passes, which are free, while
-  it is off; so this step's scores decide about the next step only, and the
-  estimate stays unbiased.
+  the batch and nothing is scored; the rest of the proposal is index 0. The
+  gate is on while the moving average of tau has reached its threshold. Tau
+  comes from the pool's scores while the gate is on and from the last B scores
+  of the training passes, which are free, while it is off; so this step's
+  scores decide about the next step only, and the estimate stays unbiased.
 
   Args:
     num_examples: N.
@@ -136,7 +136,15 @@ def presample(
     )
 
   def propose(key, state):
-    return jax.random.randint(key, (pool_size,), 0, num_examples), is_on(state)
+    on = is_on(state)
+    batch_key, rest_key = jax.random.split(key)
+    batch = uniform_indices(batch_key, num_examples, batch_size)
+    rest = lax.cond(
+      on,
+      lambda: uniform_indices(rest_key, num_examples, pool_size - batch_size),
+      lambda: jnp.zeros((pool_size - batch_size,), jnp.int32),
+    )
+    return jnp.concatenate([batch, rest]), on
 
   def resample(key, state, indices, scores):
     g = pool_law(state, indices, scores)

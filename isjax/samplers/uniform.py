@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from isjax import _validate
+from isjax.resampling import uniform_indices
 from isjax.samplers._record_weights import checked_target_law
 from isjax.types import Draw, Sampler
 from isjax.weights import target_at
@@ -43,7 +44,7 @@ def uniform(
 
   def propose(key, state):
     del state
-    return jax.random.randint(key, (batch_size,), 0, num_examples), False
+    return uniform_indices(key, num_examples, batch_size), False
 
   def select(key, state, indices, scores):
     del key, scores
