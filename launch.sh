@@ -56,7 +56,8 @@ install() {
       --constraint "$constraints" --editable '.[test]'
   else
     [[ -x .venv/bin/python ]] || "$base" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    # Errors only: --quiet twice.
+    .venv/bin/python -m pip install -qq --disable-pip-version-check \
       --constraint "$constraints" --editable '.[test]'
   fi
   echo "$stamp" >.venv/stamp

@@ -170,15 +170,16 @@ def test_a_step_is_the_update_written_out(data):
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_eager_jit_and_scan_agree(name, data):
-  """A step by three routes; the state goes on through all of them."""
+  """A step by the three routes that a user may take."""
   step, state = make(data, SAMPLERS[name](N, 4))
-  eager, _ = step(state, data)
-  jitted, _ = jax.jit(step)(state, data)
+  routes = [jax.jit(step)(state, data)]
+  if name == 'presample':  # eager takes long, and this one has all branches
+    routes.append(step(state, data))
   scanned, stacked = make_loop(step, 1)(state, data)
-  for other in (jitted, scanned):
+  for other, _ in routes:
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-      eager.params,
+      scanned.params,
       other.params,
     )
   assert scanned.step == 1
