@@ -46,6 +46,7 @@ setuptools.setup(
       'pytest>=8.2',
       'pytest-xdist>=3.6',
       'ruff>=0.15',
+      'tensorboardX>=2.6.2',
     ],
     'bench': ['torch>=2.4'],
     'cuda13': ['jax[cuda13]>=0.10.0'],

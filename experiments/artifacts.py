@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -43,15 +44,26 @@ def atomic_write(path: pathlib.Path, mode: str = 'w') -> Iterator[IO]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes one JSON document, atomically."""
+  """Writes one JSON document, atomically; NaN and inf become null."""
   with atomic_write(path) as file:
-    json.dump(content, file, indent=2)
+    json.dump(_finite(content), file, indent=2, allow_nan=False)
     file.write('\n')
 
 
 def json_line(content: Any) -> str:
-  """Returns one line of a JSON-lines file; numbers in it may be NaN."""
-  return json.dumps(content) + '\n'
+  """Returns one line of a JSON-lines file; NaN and inf become null."""
+  return json.dumps(_finite(content), allow_nan=False) + '\n'
+
+
+def _finite(content: Any) -> Any:
+  """The same content with None in place of numbers that JSON lacks."""
+  if isinstance(content, dict):
+    return {name: _finite(value) for name, value in content.items()}
+  if isinstance(content, (list, tuple)):
+    return [_finite(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return None
+  return content
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:

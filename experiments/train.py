@@ -211,7 +211,8 @@ def run(
   program.compile()
   state = program.init(config['seed'])
   lines = _Lines(program, config)
-  with artifacts.atomic_write(folder / 'metrics.jsonl') as file:
+  # Line by line, to be watched; a run that is cut off starts it anew.
+  with (folder / 'metrics.jsonl').open('w', buffering=1) as file:
     seconds = 0.0
     file.write(lines.line(state, {'cost': 0, 'num_steps': 0}, 0.0))
     while int(state.cost) < config['budget'] and lines.finite:

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import types
 
 import jax
@@ -14,7 +15,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import artifacts, figures, settings, sweep, tables, train
+from experiments import (
+  artifacts,
+  figures,
+  settings,
+  sweep,
+  tables,
+  tensorboard,
+  train,
+)
 from experiments.progress import Progress
 from experiments.settings import SettingsError
 
@@ -220,7 +229,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(gated, tmp_path):
   result = train.run(wild, program, tmp_path)
   assert result['status'] == 'diverged'
   assert result['cost'] < 10_000
-  assert artifacts.read_result(tmp_path)['status'] == 'diverged'
+  saved = artifacts.read_result(tmp_path)
+  assert saved['status'] == 'diverged'
+  assert saved['train_loss'] is None  # JSON has no NaN
 
 
 def test_a_single_diverged_run_ends_with_a_message_and_its_status(
@@ -431,6 +442,26 @@ def test_curves_are_averaged_on_a_common_grid():
 
 
 # --- files and progress -------------------------------------------------------
+
+
+def test_tensorboard_gets_every_number_of_every_run(gated):
+  """The event file holds the losses at their steps."""
+  _, _, folder, _ = gated
+  assert tensorboard.main([str(folder)]) == 0
+  (events,) = folder.glob('events.out.tfevents.*')
+  content = events.read_bytes()
+  for name in (b'train_loss', b'tau', b'importance_sampled'):
+    assert name in content
+
+
+def test_tensorboard_names_what_is_missing(tmp_path, capsys, monkeypatch):
+  """The extra, or a folder with runs."""
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  assert tensorboard.main([str(tmp_path)]) == 2
+  assert "pip install 'isjax[tensorboard]'" in capsys.readouterr().err
+  monkeypatch.setitem(sys.modules, 'tensorboardX', types.ModuleType('none'))
+  assert tensorboard.main([str(tmp_path)]) == 2
+  assert 'no metrics.jsonl below' in capsys.readouterr().err
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

@@ -335,8 +335,18 @@ def test_the_gate_crosses_both_ways_and_only_then_scores_are_paid(data):
   tx = importance_weighted(optax.sgd(0.0), N)
   model = Linear()
   params, _ = parameters(model)
+  passes = {True: 0, False: 0}
+  apply_fn = linen.make_apply_fn(model)
+
+  def counted(params, model_state, inputs, *, train, rngs):
+    def count(_):
+      passes[train] += 1
+
+    jax.debug.callback(count, inputs[0, 0, 0, 0])
+    return apply_fn(params, model_state, inputs, train=train, rngs=rngs)
+
   step = make_train_step(
-    linen.make_apply_fn(model),
+    counted,
     scaled_loss,
     sampler,
     tx,
@@ -359,6 +369,8 @@ def test_the_gate_crosses_both_ways_and_only_then_scores_are_paid(data):
   assert course[12:24].count(True) >= 6
   assert not any(course[-4:])
   assert state.cost == expected_cost
+  jax.effects_barrier()
+  assert passes == {True: 36, False: course.count(True)}
 
 
 def test_metrics_estimate_the_training_set_without_bias(data):
