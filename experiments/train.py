@@ -356,7 +356,8 @@ def _optimizer_options(config: dict[str, Any]) -> dict[str, Any]:
 def _check_options(
   factory: Callable[..., Any], field: str, settings: dict[str, Any]
 ) -> None:
-  known = inspect.signature(factory).parameters
+  fields = inspect.signature(factory).parameters
+  known = [k for k in fields if k not in ('parent', 'name')]  # flax's own
   for name in settings:
     if name not in known:
       raise SettingsError(
