@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from isjax import _validate
 from isjax.samplers._record_weights import checked_target_law
+from isjax.samplers._whole_proposal import keep_state, uniform_law
 from isjax.types import Draw, Sampler
 from isjax.weights import target_at
 
@@ -91,15 +92,5 @@ def shuffle(
     )
     return draw, state, {'num_scored': jnp.zeros((), jnp.int32)}
 
-  def observe(state, draw, observation):
-    del draw, observation
-    return state
-
-  def law(state, scores, indices=None):
-    del state, scores, indices
-    return (
-      jnp.full((num_examples,), 1 / num_examples, jnp.float32),
-      jnp.full((batch_size,), 1 / batch_size, jnp.float32),
-    )
-
-  return Sampler(init, propose, select, observe, law)
+  law = uniform_law(num_examples, batch_size)
+  return Sampler(init, propose, select, keep_state, law)
