@@ -331,6 +331,8 @@ def _sampler(settings: dict[str, Any], train_set) -> isjax.Sampler:
   fields = {k: _number(v) for k, v in options(settings).items()}
   if train_set.record_weights is not None:
     fields['record_weights'] = train_set.record_weights
+  if 'labels' in inspect.signature(factory).parameters:
+    fields['labels'] = train_set.targets
   _check_options(factory, 'sampler', fields)
   try:
     return factory(isjax.num_examples(train_set), **fields)

@@ -10,7 +10,14 @@ from isjax import (
   weights,
 )
 from isjax.alias import AliasTable
-from isjax.samplers import SAMPLERS, presample, shuffle, uniform
+from isjax.samplers import (
+  SAMPLERS,
+  class_balanced,
+  presample,
+  record_weighted,
+  shuffle,
+  uniform,
+)
 from isjax.scores import SCORES, logit_gradient_norm
 from isjax.step import (
   init_train_state,
@@ -51,6 +58,7 @@ __all__ = [
   'TrainState',
   'alias',
   'average_gradient',
+  'class_balanced',
   'clip_weights',
   'importance_weighted',
   'init_train_state',
@@ -62,6 +70,7 @@ __all__ = [
   'num_examples',
   'per_example_gradient',
   'presample',
+  'record_weighted',
   'resampling',
   'samplers',
   'scale_by_importance',

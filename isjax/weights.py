@@ -8,8 +8,19 @@ the variance depends on p. The functions here say how much.
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from isjax import _validate
+
+# beta of the effective number of examples.
+_OVERLAP = 0.9999
+_CLASS_WEIGHTS = {
+  'inverse_frequency': lambda n: 1 / n,
+  'inverse_sqrt': lambda n: 1 / jnp.sqrt(n),
+  'effective_number': lambda n: (
+    (1 - _OVERLAP) / -jnp.expm1(n * np.log(_OVERLAP))
+  ),
+}
 
 
 def importance_weights(
@@ -182,3 +193,55 @@ def effective_sample_size(importance_weights: jax.Array) -> jax.Array:
   total = jnp.sum(importance_weights)
   squares = jnp.sum(jnp.square(importance_weights))
   return jnp.where(squares > 0, jnp.square(total) / squares, 0.0)
+
+
+def class_weights(
+  labels: jax.Array, num_classes: int, *, kind: str
+) -> jax.Array:
+  """Returns the weight of each class, from how often it occurs.
+
+  Args:
+    labels: i32[N] in [0, K).
+    num_classes: K.
+    kind: 'inverse_frequency' 1/n, 'inverse_sqrt' 1/sqrt(n), or
+      'effective_number' (1 - beta) / (1 - beta^n) with beta .9999; n examples
+      in the class.
+
+  Returns:
+    f32[K] > 0, not normalised. Inside jit a class without examples gets inf.
+
+  Raises:
+    ValueError: for labels that are not i32[N] (one-hot ones, say); eagerly
+      also for a label out of range and a class without examples.
+
+  Source: the effective number: Cui et al. (2019), arXiv:1901.05555.
+  """
+  _validate.positive_integers(num_classes=num_classes)
+  _validate.one_of(_CLASS_WEIGHTS, kind=kind)
+  labels = jnp.asarray(labels)
+  if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      'labels must be one integer per example, i32[N]; got '
+      f'{labels.dtype}{list(labels.shape)}. Turn one-hot labels into integers '
+      'with argmax.'
+    )
+  counts = jnp.bincount(labels, length=num_classes)
+  if not isinstance(counts, jax.core.Tracer):
+    _expect_classes(np.asarray(labels), np.asarray(counts))
+  return _CLASS_WEIGHTS[kind](counts.astype(jnp.float32))
+
+
+def _expect_classes(labels: np.ndarray, counts: np.ndarray) -> None:
+  outside = (labels < 0) | (labels >= len(counts))
+  if outside.any():
+    first = int(outside.argmax())
+    raise ValueError(
+      f'labels must lie in [0, {len(counts)}); got labels[{first}] = '
+      f'{labels[first]}.'
+    )
+  if not counts.all():
+    raise ValueError(
+      f'labels must hold every class; there is no example of class '
+      f'{int(counts.argmin())}, whose weight would be infinite. Number the '
+      'classes that occur from 0 on.'
+    )

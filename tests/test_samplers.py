@@ -23,8 +23,9 @@ VARIANTS = {
   'presample': (
     {'pool_size': 4, 'tau_threshold': 0.0},
     {'pool_size': 3, 'tau_threshold': 0.0, 'tau_from': 'batch', 'mix': 0.5},
-    {'pool_size': 4, 'tau_threshold': float('inf')},
   ),
+  'record_weighted': ({'law': True}, {'law': True, 'mix': 0.5}),
+  'class_balanced': ({'kind': 'effective_number'},),
 }
 CASES = [
   pytest.param(name, options, id=f'{name}-{index}')
@@ -35,6 +36,7 @@ WITH_RECORDS = [
   pytest.param(*case.values, records, id=f'{case.id}-{kind}')
   for case in CASES
   for kind, records in (('equal', None), ('records', RECORDS))
+  if kind == 'equal' or case.values[0] != 'class_balanced'
 ]
 
 
@@ -42,6 +44,10 @@ def make(name, options, n=4, b=2, records=None):
   options = dict(options)
   if records is not None:
     options['record_weights'] = jnp.asarray(records, jnp.float32)
+  if 'law' in options:
+    options['law'] = jnp.arange(1, n + 1, dtype=jnp.float32)
+  if name == 'class_balanced':
+    options.setdefault('labels', jnp.array([0, 1, 1, 1, 2, 0, 0, 2])[:n] % 2)
   return SAMPLERS[name](n, b, **options)
 
 
@@ -134,8 +140,12 @@ def test_exactly_unbiased_by_enumeration(name, options, records, key):
   sampler = make(name, options, n, b, records)
   f = np.array([1.0, -2.0, 0.5, 4.0])
   pi = np.full(n, 1 / n) if records is None else np.array(RECORDS) / 8
+  if name == 'class_balanced' and not options:
+    pi = np.array([3, 1, 1, 1]) / 6  # the objective that it is for
+  elif name == 'class_balanced':
+    pi = np.asarray(sampler.init(key).target_probabilities, np.float64)
   m = sampler.propose(key, sampler.init(key))[0].shape[0]
-  proposals = jnp.array(list(itertools.product(range(n), repeat=m)), jnp.int32)
+  proposals = np.array(list(itertools.product(range(n), repeat=m)), np.int32)
 
   @jax.jit
   def of_all_proposals(state):
@@ -145,33 +155,31 @@ def test_exactly_unbiased_by_enumeration(name, options, records, key):
       weights = published(sampler, state, indices, scores)
       return *weights, *sampler.law(state, scores, indices)
 
-    return jax.vmap(of_one)(proposals)
+    return jax.vmap(of_one)(jnp.asarray(proposals))
 
   for state in states(sampler, key):
-    low, high, proposal_law, slot_law = of_all_proposals(state)
+    low, high, proposal_law, slot_law = map(np.asarray, of_all_proposals(state))
+    chance = np.prod(
+      np.take_along_axis(proposal_law.astype(np.float64), proposals, 1), 1
+    )
+    np.testing.assert_allclose(chance.sum(), 1, rtol=1e-6)
+    possible = chance > 0
+    chance, rows, low, high, slot_law = (
+      values[possible] for values in (chance, proposals, low, high, slot_law)
+    )
     drawn = np.isfinite(low)
     np.testing.assert_allclose(low[drawn], high[drawn], rtol=1e-6)
-    slot_law = np.asarray(slot_law, np.float64)
+    slot_law = slot_law.astype(np.float64)
     assert (slot_law[~drawn] * 64 * b < 25).all()
-    assert drawn[slot_law > 0.2].all()
-    weights = np.where(
-      drawn, low, weights_of_the_law(slot_law, proposal_law, pi, proposals, m)
-    )
-    chance = np.prod(
-      np.take_along_axis(
-        np.asarray(proposal_law, np.float64), np.asarray(proposals), 1
-      ),
-      axis=1,
-    )
-    values = weights * f[np.asarray(proposals)]
+    of_law = weights_of_the_law(slot_law, proposal_law[possible], pi, rows, m)
+    values = np.where(drawn, low, of_law) * f[rows]
     expectation = (chance[:, None] * slot_law * values).sum()
     np.testing.assert_allclose(expectation, (pi * f).sum(), rtol=2e-5)
 
 
 def weights_of_the_law(slot_law, proposal_law, pi, proposals, m):
   """pi / (m slot proposal), for slots too rare to have been drawn."""
-  proposals = np.asarray(proposals)
-  p = m * slot_law * np.take_along_axis(np.asarray(proposal_law), proposals, 1)
+  p = m * slot_law * np.take_along_axis(proposal_law, proposals, 1)
   return np.where(p > 0, pi[proposals] / np.where(p > 0, p, 1), 0.0)
 
 
@@ -237,7 +245,7 @@ def test_one_trace_serves_a_run_and_its_resumption(name, options, key):
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize('name', SAMPLERS)
+@pytest.mark.parametrize('name', [n for n in SAMPLERS if n != 'class_balanced'])
 @pytest.mark.parametrize(
   ('arguments', 'options', 'message'),
   [
@@ -452,3 +460,63 @@ def test_a_pools_law_under_record_weights_asks_who_is_in_it(key):
   sampler = make('presample', {}, records=RECORDS)
   with pytest.raises(ValueError, match='pass indices'):
     sampler.law(sampler.init(key), jnp.ones(10))
+
+
+def test_record_weighted_needs_no_weight_where_it_draws_by_records(key):
+  """p = r/R: every importance weight is 1, and weight 0 is never drawn."""
+  sampler = make('record_weighted', {}, 4, 1000, RECORDS)
+  state = sampler.init(key)
+  indices, _ = sampler.propose(key, state)
+  draw, _, _ = sampler.select(key, state, indices, jnp.zeros(1000))
+  np.testing.assert_allclose(
+    draw.target_probabilities / draw.probabilities, 1, rtol=1e-6
+  )
+  assert 2 not in set(np.asarray(indices))
+
+
+def test_record_weighted_refuses_a_law_that_leaves_records_out():
+  """A zero where the objective counts, unless it is mixed in."""
+  options = {'record_weights': jnp.array(RECORDS), 'law': jnp.eye(4)[0]}
+  with pytest.raises(ValueError, match=r'law\[1\] is 0, .* mix'):
+    SAMPLERS['record_weighted'](4, 2, **options)
+  SAMPLERS['record_weighted'](4, 2, mix=0.1, **options)
+  with pytest.raises(ValueError, match=r'law must have one .* \(4,\)'):
+    SAMPLERS['record_weighted'](4, 2, law=jnp.ones(3))
+
+
+COUNTS = (2555, 227, 621, 2552)  # of the question that this answers
+
+
+def test_class_balanced_draws_every_class_alike(key):
+  """And each image of a class like the others; w = 1."""
+  labels = jnp.repeat(jnp.arange(4), jnp.array(COUNTS))
+  sampler = SAMPLERS['class_balanced'](len(labels), 50_000, labels=labels)
+  state = sampler.init(key)
+  indices, _ = sampler.propose(key, state)
+  draw, _, _ = sampler.select(key, state, indices, jnp.zeros(50_000))
+  np.testing.assert_allclose(
+    draw.target_probabilities / draw.probabilities, 1, rtol=1e-6
+  )
+  counts = np.bincount(labels[indices], minlength=4)
+  assert stats.chisquare(counts).pvalue > 1e-3
+  # one epoch of N draws shows each image of the smallest class 6.56 times
+  rarest = float(state.probabilities[2555]) * len(labels)
+  np.testing.assert_allclose(rarest, 6.56, atol=0.005)
+
+
+@pytest.mark.parametrize(
+  ('labels', 'options', 'message'),
+  [
+    (jnp.eye(4, dtype=jnp.int32), {}, r'\(4,\); got shape \(4, 4\).*argmax'),
+    (jnp.array([0, 1, 3, 3]), {}, 'no example of class 2'),
+    (jnp.array([0, 1, 1, 2]), {'num_classes': 2}, r'labels\[3\] = 2'),
+    (jnp.ones(4), {'num_classes': 2}, 'one integer per example'),
+    (jnp.array([0, 1, 1, 0]), {'kind': 'inverse'}, "'inverse_frequency', 'inv"),
+  ],
+)
+def test_class_balanced_says_what_is_wrong_with_labels(
+  labels, options, message
+):
+  """One-hot, an empty class, out of range, floats, an unknown kind."""
+  with pytest.raises(ValueError, match=message):
+    SAMPLERS['class_balanced'](4, 2, labels=labels, **options)

@@ -204,3 +204,32 @@ def test_bad_sizes_are_named():
     weights.break_even(0, 4, 2.0)
   with pytest.raises(ValueError, match='cost_ratio must be positive; got 0'):
     weights.break_even(8, 4, 0)
+
+
+def test_class_weights_are_counted_by_class_and_not_by_rank():
+  """The label of the 227 images gets 1/227, whatever the others' sizes."""
+  labels = jnp.repeat(jnp.arange(4), jnp.array([2555, 227, 621, 2552]))
+  for wrap in (lambda f: f, jax.jit):
+    by_class = wrap(
+      lambda y: weights.class_weights(y, 4, kind='inverse_frequency')
+    )(labels)
+    np.testing.assert_allclose(
+      by_class, [1 / 2555, 1 / 227, 1 / 621, 1 / 2552], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'formula'),
+  [
+    ('inverse_frequency', lambda n: 1 / n),
+    ('inverse_sqrt', lambda n: n**-0.5),
+    ('effective_number', lambda n: 1e-4 / (1 - 0.9999**n)),
+  ],
+)
+def test_class_weights_follow_their_formulas(kind, formula):
+  """In float64, for classes of 1 to 100,000 examples."""
+  counts = np.array([1, 30, 1000, 100_000])
+  labels = jnp.asarray(np.repeat(np.arange(4), counts))
+  np.testing.assert_allclose(
+    weights.class_weights(labels, 4, kind=kind), formula(counts), rtol=1e-5
+  )

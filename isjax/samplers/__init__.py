@@ -2,12 +2,14 @@
 
 A sampler is a `Sampler` of pure functions (see `isjax.types`). To add one,
 write its file, add a line to SAMPLERS, and the contract tests run over it: its
-factory takes (num_examples, batch_size, **options) and works without options.
+factory takes (num_examples, batch_size, **options).
 """
 
 from collections.abc import Callable
 
+from isjax.samplers.class_balanced import class_balanced
 from isjax.samplers.presample import presample
+from isjax.samplers.record_weighted import record_weighted
 from isjax.samplers.shuffle import shuffle
 from isjax.samplers.uniform import uniform
 from isjax.types import Sampler
@@ -16,6 +18,15 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   'uniform': uniform,
   'shuffle': shuffle,
   'presample': presample,
+  'record_weighted': record_weighted,
+  'class_balanced': class_balanced,
 }
 
-__all__ = ['SAMPLERS', 'presample', 'shuffle', 'uniform']
+__all__ = [
+  'SAMPLERS',
+  'class_balanced',
+  'presample',
+  'record_weighted',
+  'shuffle',
+  'uniform',
+]
