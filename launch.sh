@@ -42,9 +42,13 @@ CODE
 
 # Fills .venv unless its stamp says that it holds just this.
 install() {
-  local base=$1 constraints stamp
+  local base=$1 constraints version stamp
   constraints=$(constraints_for "$base")
-  stamp=$(cat setup.py "$constraints" | cksum)
+  version=$("$base" --version)
+  stamp="$version $(cat setup.py "$constraints" | cksum)"
+  if [[ -f .venv/stamp && "$(cat .venv/stamp)" != "$version "* ]]; then
+    rm -rf .venv  # of another Python
+  fi
   if [[ -x .venv/bin/python && -f .venv/stamp &&
         "$(cat .venv/stamp)" == "$stamp" ]]; then
     return

@@ -8,12 +8,8 @@ Run: ./launch.sh        (the same as ./launch.sh configs/digits.py)
 
 import ml_collections
 
-BATCH, POOL = 16, 80
-EQUAL_COST_BATCH = round((POOL + 3 * BATCH) / 3)
-UNIFORM = f'uniform, b {BATCH}'
-
 # The row that the others are compared with, seed by seed.
-BASELINE = UNIFORM
+BASELINE = 'uniform'
 
 
 def get_config():
@@ -34,8 +30,8 @@ def get_config():
       },
       'sampler': {
         'name': 'presample',
-        'batch_size': BATCH,
-        'pool_size': POOL,
+        'batch_size': 16,
+        'pool_size': 80,
         'tau_threshold': 'break_even',  # or 'paper', or a number
         'tau_from': 'pool',
         'mix': 0.1,
@@ -51,20 +47,24 @@ def get_config():
   )
 
 
-CELLS = {
-  UNIFORM: {'sampler': {'name': 'uniform', 'batch_size': BATCH}},
-  f'uniform, b {EQUAL_COST_BATCH} (cost-equal)': {
-    'sampler': {'name': 'uniform', 'batch_size': EQUAL_COST_BATCH}
-  },
-  'logit gradient, gate': {},
-  'logit gradient, always': {'sampler.tau_threshold': 0.0},
-  'loss, gate': {'draw_score': 'loss', 'sampler.tau_from': 'batch'},
-}
+def cells(config):
+  """What each cell changes; sizes follow those of the config."""
+  batch_size = config['sampler']['batch_size']
+  equal_cost = round((config['sampler']['pool_size'] + 3 * batch_size) / 3)
+  return {
+    BASELINE: {'sampler': {'name': 'uniform', 'batch_size': batch_size}},
+    'uniform, cost-equal b': {
+      'sampler': {'name': 'uniform', 'batch_size': equal_cost}
+    },
+    'logit gradient, gate': {},
+    'logit gradient, always': {'sampler.tau_threshold': 0.0},
+    'loss, gate': {'draw_score': 'loss', 'sampler.tau_from': 'batch'},
+  }
 
 
 def sweep(config):
   """Every cell at every learning rate, with the same seeds."""
-  for cell, changes in CELLS.items():
+  for cell, changes in cells(config).items():
     for learning_rate in config['sweep']['learning_rates']:
       for seed in range(config['sweep']['num_seeds']):
         yield {

@@ -86,7 +86,7 @@ def provenance() -> dict[str, Any]:
   device = jax.devices()[0]
   kind = device.device_kind
   if device.platform == 'cpu':
-    cores = len(os.sched_getaffinity(0))
+    cores = len(available_cores())
     kind = f'{_processor()}, {cores} core{"s" * (cores > 1)}'
   return {
     'commit': _commit(),
@@ -94,6 +94,13 @@ def provenance() -> dict[str, Any]:
     'python': platform.python_version(),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
+
+
+def available_cores() -> list[int]:
+  """Returns the numbers of the cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # on Linux alone
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
 
 
 def _commit() -> str:

@@ -93,5 +93,7 @@ class Progress:
   def _log(self, done: float, text: str) -> None:
     self._logged = time.monotonic()
     elapsed = self._logged - self._start
-    left = elapsed * (self._total - done) / max(done, 1e-9)
-    self.say(f'{done:.1f}/{self._total} runs, {left:.0f} s left; {text}')
+    left = ''
+    if done >= 0.1:
+      left = f', {elapsed * (self._total - done) / done:.0f} s left'
+    self.say(f'{done:.1f}/{self._total} runs{left}; {text}')

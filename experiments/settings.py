@@ -109,19 +109,33 @@ def runs(
 
   Args:
     module: with `sweep(config)`.
-    config: as `load` returns it.
-    changes: of the command line; one that a run's config has no field for (a
-      pool size, say, where the sampler is uniform) does not concern that run.
+    config: as `load` returns it, with the changes applied.
+    changes: of the command line; a field among them is not swept.
   """
   resolved = {}
   for entry in module.sweep(config):
     run = {k: v for k, v in config.items() if k != 'sweep'}
     for field, value in entry.items():
-      run = _with_field(run, field, value, must_exist=True)
-    for field, value in changes.items():
-      run = _with_field(run, field, value, must_exist=False)
+      if field not in changes:
+        run = _with_field(run, field, value)
     resolved[digest(run)] = run
+  _expect_distinct(resolved.values())
   return list(resolved.values())
+
+
+def _expect_distinct(configs: Iterable[dict[str, Any]]) -> None:
+  """Tables tell runs apart by cell, learning rate and seed."""
+  seen = set()
+  for config in configs:
+    place = config['cell'], config['optimizer']['learning_rate'], config['seed']
+    if place in seen:
+      raise SettingsError(
+        f'two runs of the sweep are cell {place[0]!r}, learning rate '
+        f'{place[1]}, seed {place[2]}: give them cells of different names.'
+      )
+    seen.add(place)
+  if not seen:
+    raise SettingsError('the sweep has no run: check its fields in sweep.')
 
 
 def digest(config: dict[str, Any]) -> str:
@@ -196,16 +210,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def _with_field(
-  config: dict[str, Any], field: str, value: Any, *, must_exist: bool
+  config: dict[str, Any], field: str, value: Any
 ) -> dict[str, Any]:
   """A copy of the config with one dotted field changed."""
   head, _, tail = field.partition('.')
   if head not in config or (tail and not isinstance(config[head], dict)):
-    if must_exist:
-      raise SettingsError(f'the sweep sets {field!r}, which is no field.')
-    return config
+    raise SettingsError(f'the sweep sets {field!r}, which is no field.')
   if tail:
-    value = _with_field(config[head], tail, value, must_exist=must_exist)
+    value = _with_field(config[head], tail, value)
   return config | {head: value}
 
 
@@ -222,6 +234,6 @@ def iterate_cells(
   for config in configs:
     same = config
     for field in arguments:
-      same = _with_field(same, field, None, must_exist=True)
+      same = _with_field(same, field, None)
     cells.setdefault(digest(same), []).append(config)
   yield from cells.values()

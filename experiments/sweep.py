@@ -11,13 +11,14 @@ every run; the sweep then leaves that field alone.
 """
 
 from collections.abc import Callable
-import concurrent.futures
 import functools
+import itertools
 import multiprocessing
 import os
 import pathlib
 import queue
 import re
+import signal
 import sys
 from typing import Any
 
@@ -26,11 +27,15 @@ import jax
 from experiments import artifacts, figures, settings, tables
 from experiments.progress import Progress
 from experiments.settings import SettingsError
-from experiments.train import ARGUMENTS, Program, diverged, run
+from experiments.train import ARGUMENTS, Program, check, diverged, run
 
 # Tells the parent of a run's progress: (run, fraction or None at its end,
 # metrics).
 Tell = Callable[[str, float | None, dict[str, Any]], None]
+
+
+class WorkerError(Exception):
+  """A process that makes runs has died."""
 
 
 def run_name(config: dict[str, Any]) -> str:
@@ -105,44 +110,56 @@ def run_all(
 
 
 def _run_in_processes(cells, folder, workers, tell) -> None:
-  context = multiprocessing.get_context('spawn')
-  with context.Manager() as manager:
-    messages = manager.Queue()
-    cores = manager.Queue()
-    for core in sorted(os.sched_getaffinity(0)):
-      cores.put(core)
-    with concurrent.futures.ProcessPoolExecutor(
-      workers, context, _pin_to_core, (cores,)
-    ) as pool:
-      pending = {
-        pool.submit(_run_cell_in_worker, cell, folder, messages)
-        for cell in cells
-      }
-      while pending:
-        done, pending = concurrent.futures.wait(pending, timeout=0.1)
-        _relay(messages, tell)
-        for future in done:
-          future.result()  # raises what the worker raised
-
-
-def _run_cell_in_worker(cell, folder, messages) -> None:
-  run_cell(cell, folder, lambda *message: messages.put(message))
-
-
-def _pin_to_core(cores) -> None:
-  """Gives each worker a core of its own, before its backend starts."""
+  """Hands the cells to processes, each on a core of its own."""
+  context = multiprocessing.get_context('spawn')  # JAX does not survive a fork
+  tasks, messages = context.Queue(), context.Queue()
+  for task in [*cells, *[None] * workers]:
+    tasks.put(task)
+  cores = itertools.cycle(artifacts.available_cores())
+  processes = [
+    context.Process(target=_work, args=(tasks, messages, folder, next(cores)))
+    for _ in range(workers)
+  ]
   try:
-    os.sched_setaffinity(0, {cores.get_nowait()})
-  except queue.Empty:
-    return
+    for process in processes:
+      process.start()
+    while any(process.is_alive() for process in processes):
+      _relay(messages, tell)
+      _expect_success(processes)
+    _expect_success(processes)
+    _relay(messages, tell)
+  finally:
+    tasks.cancel_join_thread()  # nobody reads what is left of them
+    for process in processes:
+      process.terminate()
+      process.join()
+
+
+def _work(tasks, messages, folder: pathlib.Path, core: int) -> None:
+  """What a process does: cells until there are none left."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {core})  # before the backend starts its threads
+  for cell in iter(tasks.get, None):
+    run_cell(cell, folder, lambda *message: messages.put(message))
+
+
+def _expect_success(processes) -> None:
+  for process in processes:
+    if process.exitcode not in (None, 0):
+      raise WorkerError(
+        f'a worker ended with status {process.exitcode}; finished runs are '
+        'kept, and the same command goes on with the others.'
+      )
 
 
 def _relay(messages, tell: Tell) -> None:
-  while True:
-    try:
-      tell(*messages.get_nowait())
-    except queue.Empty:
-      return
+  """Passes on what the processes said, waiting a moment for more."""
+  try:
+    while True:
+      tell(*messages.get(timeout=0.1))
+  except queue.Empty:
+    return
 
 
 def main(arguments: list[str]) -> int:
@@ -158,7 +175,7 @@ def main(arguments: list[str]) -> int:
     todo = unfinished(configs, folder)
     cells = list(settings.iterate_cells(todo, ARGUMENTS))
     for cell in cells:
-      Program(cell[0])  # finds what is wrong with it before the first run
+      check(cell)
     _announce(configs, todo, folder)
     workers = command.workers or _default_workers(len(cells))
     run_all(cells, folder, workers)
@@ -168,6 +185,9 @@ def main(arguments: list[str]) -> int:
   except SettingsError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except WorkerError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
   except KeyboardInterrupt:
     print(
       'stopped; the same command goes on with the unfinished runs.',
@@ -189,7 +209,7 @@ def _announce(configs, todo, folder: pathlib.Path) -> None:
 def _default_workers(num_cells: int) -> int:
   if jax.default_backend() != 'cpu':
     return 1
-  return max(1, min(num_cells, len(os.sched_getaffinity(0))))
+  return max(1, min(num_cells, len(artifacts.available_cores())))
 
 
 if __name__ == '__main__':

@@ -128,7 +128,8 @@ def rows(records: list[Record]) -> list[Row]:
     finished = {
       r.config['seed']: r for r in group if r.result['status'] == 'finished'
     }
-    result.append(Row(cell, rate, finished, len(group) - len(finished)))
+    diverged = sum(r.result['status'] == 'diverged' for r in group)
+    result.append(Row(cell, rate, finished, diverged))
   return result
 
 
@@ -186,12 +187,15 @@ def verdict(table: list[Row]) -> str:
     f'{answer}: at equal cost the training loss of "{ours.cell}" is '
     f'{ratio.within("{:.3g}")} times that of "{theirs.cell}" (n = '
     f'{len(losses[0])}), and the test error differs by '
-    f'{difference.within("{:+.2f}")} points.'
+    f'{difference.within("{:+.2f}")} points. Both cells are the best of their '
+    'kind by that loss, each at its best rate; the intervals do not count '
+    'this choice.'
   )
 
 
 _HEADER = (
   'cell',
+  'b',
   'rate',
   'train loss, geometric mean [95 %]',
   'test error %, mean (sd)',
@@ -208,7 +212,7 @@ _HEADER = (
 def _cells(row: Row, baseline: Row) -> list[str]:
   """One row of the Markdown table; a dash where nothing was measured."""
   if not row.records:
-    return [row.cell, f'{row.rate:g}', *['-'] * 7, '0', str(row.diverged)]
+    return [row.cell, '-', f'{row.rate:g}', *['-'] * 7, '0', str(row.diverged)]
   errors = 100 * row.values('test_error')
   spread = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
   ours, theirs = paired(row, baseline, 'test_error')
@@ -218,6 +222,7 @@ def _cells(row: Row, baseline: Row) -> list[str]:
     share = f'{row.values("mean_importance_sampled").mean():.0%}'
   return [
     row.cell,
+    str(next(iter(row.records.values())).config['sampler']['batch_size']),
     f'{row.rate:g}',
     row.train_loss.within('{:.2e}'),
     f'{errors.mean():.2f} ({spread:.2f})',
@@ -257,11 +262,11 @@ def document(records: list[Record], module: ModuleType) -> str:
   if at_rate:
     parts += [f'## All cells at the best shared rate, {rate:g}']
     parts += [_markdown(shared, at_rate[0])]
-  parts += [verdict(table), _provenance(records)]
+  parts += [verdict(table), _provenance(records, module.BASELINE)]
   return '\n\n'.join(parts) + '\n'
 
 
-def _provenance(records: list[Record]) -> str:
+def _provenance(records: list[Record], baseline: str) -> str:
   """Where the numbers come from, each fact once."""
 
   def all_of(name: str) -> str:
@@ -276,7 +281,7 @@ def _provenance(records: list[Record]) -> str:
   )
   config = records[0].config
   return (
-    f'Baseline of each table: its first row. Cost: forward-equivalents, '
+    f'Baseline: "{baseline}". b: batch size. Cost: forward-equivalents, '
     f'budget {config["budget"]}. Seconds: training only, without compiling '
     f'and evaluating. Device: {all_of("device")}. Commit: {all_of("commit")}. '
     f'Python {all_of("python")}; {", ".join(versions)}.'

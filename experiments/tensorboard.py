@@ -16,6 +16,8 @@ def convert(folder: pathlib.Path) -> None:
   """Writes the event file of one run, a scalar for each number of a line."""
   import tensorboardX
 
+  for former in folder.glob('events.out.tfevents.*'):
+    former.unlink()
   with tensorboardX.SummaryWriter(str(folder)) as writer:
     for line in artifacts.read_metrics(folder):
       for name, value in line.items():
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     return 2
   for path in found:
     convert(path.parent)
-  print(f'{len(found)} runs; now: tensorboard --logdir {arguments[0]}')
+  print(f'{len(found)} runs, for TensorBoard with --logdir {arguments[0]}')
   return 0
 
 

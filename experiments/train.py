@@ -185,6 +185,25 @@ class Program:
     return metrics
 
 
+def check(configs: list[dict[str, Any]]) -> None:
+  """Finds what is wrong with the configs of a cell, before the first run.
+
+  Raises:
+    SettingsError: that says what.
+  """
+  for config in configs:
+    for name in ('budget', 'steps_per_call', 'num_evaluations'):
+      if not 1 <= config[name] <= 2**31:
+        raise SettingsError(
+          f'{name} must be from 1 to 2^31; got {config[name]}.'
+        )
+  try:
+    Program(configs[0])
+  except (ValueError, TypeError) as error:
+    text = ' '.join(str(error).split())
+    raise SettingsError(f'cell {configs[0]["cell"]!r}: {text}') from error
+
+
 def run(
   config: dict[str, Any],
   program: Program,
@@ -196,7 +215,8 @@ def run(
   Args:
     config: all settings of the run.
     program: of the run's cell.
-    folder: made anew; result.json appears in it last, in one piece.
+    folder: what an earlier run left there is replaced; result.json appears
+      last, in one piece.
     report: called after every call of the program.
 
   Returns:
@@ -205,6 +225,7 @@ def run(
     those of training: not of compiling, nor of evaluating.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'result.json').unlink(missing_ok=True)
   artifacts.write_json(
     folder / 'config.json', {'config': config} | artifacts.provenance()
   )
@@ -376,10 +397,11 @@ def main(arguments: list[str]) -> int:
     if command.folder is None:
       raise SettingsError('one run needs --folder=FOLDER for its files.')
     config = {k: v for k, v in config.items() if k != 'sweep'}
-    program = Program(config)
+    check([config])
   except SettingsError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  program = Program(config)
   name = pathlib.Path(command.folder).name
   with Progress(1) as progress:
     result = run(

@@ -53,6 +53,17 @@ def non_negative(**values: Any) -> None:
   _check('non-negative', lambda value: value >= 0, values)
 
 
+def budgets(**values: Any) -> None:
+  """Raises ValueError unless each value is an integer in [1, 2^31]."""
+  _check(
+    'an integer from 1 to 2^31',
+    lambda value: (
+      np.issubdtype(np.result_type(value), np.integer) and 1 <= value <= 2**31
+    ),
+    values,
+  )
+
+
 def fractions(**values: Any) -> None:
   """Raises ValueError unless each value is a number in [0, 1]."""
   _check('in [0, 1]', lambda value: 0 <= value <= 1, values)

@@ -18,7 +18,7 @@ def multinomial(
   Args:
     key: PRNG key.
     probabilities: f32[B] >= 0 with a sum of about 1. Meant for B up to a few
-      thousand: the float32 sum resolves 2^-24 of the total.
+      thousand: the float32 sum resolves 2^-23 of the total.
     num_draws: b, static.
 
   Returns:

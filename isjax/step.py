@@ -97,9 +97,9 @@ def make_train_step(
       sees the view that was scored.
     statistics: name -> (outputs, targets) -> f32[b], of the training pass: the
       sampler observes them, and their weighted means are metrics.
-    budget: forward-equivalents to spend, an int or u32[]; None: no limit. A
-      step past it returns the state unchanged with metrics['valid'] False, so
-      that cost ends less than one step above it.
+    budget: forward-equivalents to spend, an int in [1, 2^31] or u32[]; None:
+      no limit. A step past it returns the state unchanged with
+      metrics['valid'] False, so that cost ends less than one step above it.
 
   Returns:
     (state, data) -> (state, metrics). Pass `data` as an argument of the jitted
@@ -108,9 +108,14 @@ def make_train_step(
     `valid`, and the sampler's own info.
 
   Raises:
-    ValueError: when traced, where tx does not return updates shaped like the
-      parameters or a score is not f32[m].
+    ValueError: for a budget out of range; when traced, where the sampler is
+      for another number of examples or knows nothing of the data's record
+      weights, tx does not return updates shaped like the parameters, or a
+      score is not one number per example.
   """
+  if budget is not None:
+    _validate.budgets(budget=budget)
+    budget = jnp.asarray(budget).astype(jnp.uint32)
   tx = optax.with_extra_args_support(tx)
 
   def view(key: jax.Array, data: Batch, slots: jax.Array, indices: jax.Array):
@@ -160,7 +165,7 @@ def make_train_step(
     progress = {}
     if budget is not None:
       progress['progress'] = jnp.minimum(
-        state.cost.astype(jnp.float32) / jnp.asarray(budget, jnp.float32), 1.0
+        state.cost.astype(jnp.float32) / budget.astype(jnp.float32), 1.0
       )
     updates, opt_state = tx.update(
       per_example,
@@ -175,8 +180,10 @@ def make_train_step(
 
   def observe(outputs, targets, losses):
     values = {name: f(outputs, targets) for name, f in statistics.items()}
-    for name, value in values.items():
-      _expect_vector(f'statistic {name!r}', value, losses.shape)
+    values = {
+      name: _expect_vector(f'statistic {name!r}', value, losses.shape)
+      for name, value in values.items()
+    }
     scores = _expect_vector('a score', score(outputs, targets), losses.shape)
     return Observation(losses, scores, values)
 
@@ -184,6 +191,7 @@ def make_train_step(
     key = jax.random.fold_in(state.key, state.step)
     propose_key, view_key, select_key, train_key = jax.random.split(key, 4)
     indices, needs_scores = sampler.propose(propose_key, state.sampler_state)
+    _expect_fit(sampler, state.sampler_state, indices, data)
     scores = scores_if_needed(state, data, view_key, indices, needs_scores)
     draw, sampler_state, info = sampler.select(
       select_key, state.sampler_state, indices, scores
@@ -194,7 +202,7 @@ def make_train_step(
     observation = observe(outputs, batch.targets, per_example.losses)
     new_state = TrainState(
       step=state.step + 1,
-      cost=state.cost + _cost(draw, info),
+      cost=_add_cost(state.cost, draw, info),
       key=state.key,
       params=params,
       model_state=model_state,
@@ -211,6 +219,12 @@ def make_train_step(
     }
 
   return step
+
+
+def _add_cost(cost, draw, info) -> jax.Array:
+  """The cost after a step, which stays at 2^32 - 1 once it is there."""
+  more = _cost(draw, info)
+  return jnp.where(cost + more < cost, jnp.uint32(2**32 - 1), cost + more)
 
 
 def _cost(draw, info) -> jax.Array:
@@ -237,13 +251,31 @@ def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
   return chosen._replace(key=if_true.key)
 
 
+def _expect_fit(sampler: Sampler, state: PyTree, indices, data: Batch) -> None:
+  """Refuses data that the sampler was not made for."""
+  scores = jax.ShapeDtypeStruct(indices.shape, jnp.float32)
+  law, _ = jax.eval_shape(sampler.law, state, scores, indices)
+  if law.shape != (num_examples(data),):
+    raise ValueError(
+      f'the sampler is made for {law.shape[0]} examples, but the data have '
+      f'{num_examples(data)}: give it their number.'
+    )
+  ignores = getattr(state, 'target_probabilities', law) is None
+  if data.record_weights is not None and ignores:
+    raise ValueError(
+      'the data carry record weights, of which the sampler knows nothing: '
+      'make it with record_weights=data.record_weights, or train on '
+      'data._replace(record_weights=None).'
+    )
+
+
 def _expect_vector(name: str, values: Any, shape: tuple[int, ...]):
   if jnp.shape(values) != shape:
     raise ValueError(
       f'{name} must have one number per example, {shape}; got shape '
       f'{jnp.shape(values)}.'
     )
-  return values
+  return jnp.asarray(values).astype(jnp.float32)
 
 
 def _expect_gradient(updates: PyTree, params: PyTree) -> None:
@@ -376,7 +408,8 @@ def _unrolled(step: Callable[..., Any], num_steps: int) -> Callable[..., Any]:
 def is_slow_to_scan(step: Callable[..., Any], *args: Any) -> bool:
   """Tells whether step(*args) has a convolution and would run on CPU.
 
-  Traces at most, and compiles nothing.
+  A training step that has one has its backward pass too. Traces at most, and
+  compiles nothing.
   """
   if jax.default_backend() != 'cpu':
     return False

@@ -237,7 +237,8 @@ def scale_by_importance(
     beta = exponent(state.count) if callable(exponent) else exponent
     weights = importance_weights(probabilities, target_probabilities)
     weights = _power(weights, beta)
-    weights = weights / _NORMALISERS[normalise](weights)
+    norm = _NORMALISERS[normalise](weights)
+    weights = weights / jnp.where(norm > 0, norm, 1.0)
     updates = updates.reweighted(weights, 'scale_by_importance')
     count = optax.safe_increment(state.count)
     return updates, ScaleByImportanceState(count)

@@ -81,7 +81,8 @@ def normalise(scores: jax.Array) -> jax.Array:
   """Returns the law proportional to the scores; total, whatever they hold.
 
   NaN and negative scores count as 0, infinite ones share all the mass, and
-  scores that are all zero give the uniform law: the rules of `alias.build`.
+  scores that are all zero give the uniform law: the rules of `alias.build`,
+  but for denormal scores, which count as 0 on backends that flush them.
 
   Args:
     scores: f32[m], non-negative where nothing is wrong.

@@ -4,9 +4,13 @@ import csv
 import io
 import json
 import math
+import os
 import pathlib
 import re
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -62,13 +66,16 @@ def test_the_sweep_has_every_cell_rate_and_seed_once():
 
 
 def test_changes_of_the_command_line_win_over_the_sweep():
-  """A swept field that is set collapses; another's option is left alone."""
+  """A swept field that is set collapses; sizes follow what was set."""
   configs = tiny_configs('--config.optimizer.learning_rate=0.5')
   assert len(configs) == 50
   assert {c['optimizer']['learning_rate'] for c in configs} == {0.5}
   assert {c['budget'] for c in configs} == {1500}
+  sizes = {c['cell']: c['sampler']['batch_size'] for c in tiny_configs()}
+  assert sizes['uniform'] == 16
+  assert sizes['uniform, cost-equal b'] == round((32 + 48) / 3)
   pools = {c['cell']: c['sampler'].get('pool_size') for c in configs}
-  assert pools['uniform, b 16'] is None
+  assert pools['uniform'] is None
   assert pools['logit gradient, gate'] == 32
 
 
@@ -104,12 +111,22 @@ def test_wrong_fields_and_values_are_named_in_one_line(arguments, message):
     ([DIGITS, '--config.optimizer.schedule=x'], 'one of constant, cosine'),
     ([DIGITS, '--config.sampler.mix=2.0'], r'mix must be in \[0, 1\]'),
     ([DIGITS, '--config.sampler.tau_threshold=off'], "'break_even', 'paper'"),
-    ([DIGITS, '--config.sampler.name=other'], 'one of presample, shuffle'),
+    (
+      [DIGITS, '--config.sampler.name=other'],
+      'one of class_balanced, presample',
+    ),
     (
       [DIGITS, '--config.sampler.name=uniform'],
       'mix is no option of uniform; those',
     ),
     ([DIGITS, '--config.optimizer.name=adam'], 'momentum is no option of'),
+    ([DIGITS, '--config.budget=0'], r'budget must be from 1 to 2\^31; got 0'),
+    ([DIGITS, '--config.budget=5000000000'], 'budget must be from 1 to'),
+    ([DIGITS, '--config.steps_per_call=0'], 'steps_per_call must be from 1'),
+    ([DIGITS, '--config.num_evaluations=0'], 'num_evaluations must be from'),
+    ([DIGITS, '--config.sweep.num_seeds=0'], 'the sweep has no run'),
+    ([DIGITS, '--config.exponent=nan'], 'exponent must be a finite number'),
+    ([DIGITS, '--config.model.hidden=(-1,)'], "cell 'uniform': "),
   ],
 )
 def test_the_command_ends_in_one_line_on_bad_settings(
@@ -286,7 +303,7 @@ def test_a_sweep_ends_with_table_and_figures(swept):
   """All runs are there, in the table, the CSV and two readable pictures."""
   folder, _ = swept
   text = (folder / 'table.md').read_text()
-  for cell in ('uniform, b 16', 'logit gradient, always'):
+  for cell in ('uniform', 'logit gradient, always'):
     assert text.count(f'| {cell} |') == 2
   assert 'mportance sampling' in text
   rows = list(csv.DictReader(io.StringIO((folder / 'runs.csv').read_text())))
@@ -324,6 +341,57 @@ def test_finished_runs_are_skipped_and_lost_ones_made_again(swept, monkeypatch):
   assert without_seconds(before) == without_seconds(after)
 
 
+def start_endless_sweep(folder):
+  """A sweep of two workers that takes minutes, past its first result."""
+  process = subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'experiments.sweep', DIGITS, *TINY),
+      *('--workers=2', f'--folder={folder}', '--config.sweep.num_seeds=300'),
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  while not list(folder.glob('*/result.json')):
+    assert process.poll() is None, process.stderr.read()
+    time.sleep(0.05)
+  return process
+
+
+def test_ctrl_c_ends_a_sweep_and_its_workers_at_once(tmp_path):
+  """Status 130, one line, no traceback, nobody left."""
+  process = start_endless_sweep(tmp_path)
+  os.killpg(process.pid, signal.SIGINT)
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == 130
+  assert error.splitlines()[-1].startswith('stopped; the same command goes on')
+  assert 'Traceback' not in error
+  for _ in range(100):  # the last of them may take a moment
+    try:
+      os.killpg(process.pid, 0)
+    except ProcessLookupError:
+      break
+    time.sleep(0.1)
+  else:
+    pytest.fail('some process of the sweep is still there')
+
+
+def test_a_killed_worker_ends_the_sweep_with_a_message(tmp_path):
+  """Status 1; what was finished is kept."""
+  process = start_endless_sweep(tmp_path)
+  children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+  for child in map(int, children.read_text().split()):
+    command = pathlib.Path(f'/proc/{child}/cmdline').read_text()
+    if 'spawn_main' in command:
+      os.kill(child, signal.SIGKILL)
+      break
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == 1
+  assert 'error: a worker ended with status -9; finished runs are' in error
+  assert list(tmp_path.glob('*/result.json'))
+
+
 # --- tables -------------------------------------------------------------------
 
 
@@ -334,7 +402,7 @@ def record(cell, seed, loss, error, rate=0.1, sampler='presample', **result):
     'seed': seed,
     'budget': 100,
     'optimizer': {'learning_rate': rate},
-    'sampler': {'name': sampler},
+    'sampler': {'name': sampler, 'batch_size': 4},
   }
   result = {
     'status': 'finished',
@@ -382,6 +450,17 @@ def test_rates_are_chosen_by_training_loss_and_not_by_test_error():
   ]
 
 
+def test_two_runs_of_one_place_in_the_table_are_refused():
+  """Else one of them would be lost in it."""
+  module, config, changes = load()
+  twice = types.ModuleType('twice')
+  twice.sweep = lambda config: [
+    {'cell': 'a', 'sampler.pool_size': size} for size in (32, 64)
+  ]
+  with pytest.raises(SettingsError, match='cells of different names'):
+    settings.runs(twice, config, changes)
+
+
 @pytest.mark.parametrize(
   ('factor', 'answer'),
   [
@@ -416,9 +495,9 @@ def test_the_table_pairs_by_seed_and_prints_dashes():
   module = types.ModuleType('config', 'Made up.')
   module.BASELINE = 'u'
   text = tables.document(records, module)
-  assert '| u | 0.1 | 1.00e+00 | 20.00 (14.14) | - |' in text
-  assert '| i | 0.1 | 1.00e+00 | 50.33 (35.92) | +10.50 [' in text
-  assert '| d | 0.1 | - | - |' in text
+  assert '| u | 4 | 0.1 | 1.00e+00 | 20.00 (14.14) | - |' in text
+  assert '| i | 4 | 0.1 | 1.00e+00 | 50.33 (35.92) | +10.50 [' in text
+  assert '| d | - | 0.1 | - | - |' in text
 
 
 def test_curves_are_averaged_on_a_common_grid():

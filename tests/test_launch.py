@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Stands for every interpreter: it notes how it was called, and makes .venv.
 STUB = f"""#!/bin/bash
 if [[ "$1" == - ]]; then exec {sys.executable} "$@"; fi
+if [[ "$1" == --version ]]; then echo "Python $(cat version)"; exit; fi
 echo "$(basename "$0") $*" >>calls
 if [[ "$2" == venv ]]; then
   mkdir -p .venv/bin && cp "$0" .venv/bin/python
@@ -43,10 +44,20 @@ def tree(tmp_path):
   shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
   bin_folder = tmp_path / 'bin'
   bin_folder.mkdir()
+  (tmp_path / 'version').write_text('3.11.7')
   stub = bin_folder / 'python3'
   stub.write_text(STUB)
   stub.chmod(0o755)
-  for tool in ('bash', 'cat', 'cksum', 'basename', 'dirname', 'mkdir', 'cp'):
+  for tool in (
+    'bash',
+    'cat',
+    'cksum',
+    'basename',
+    'dirname',
+    'mkdir',
+    'cp',
+    'rm',
+  ):
     (bin_folder / tool).symlink_to(shutil.which(tool))
   return tmp_path
 
@@ -82,6 +93,11 @@ def test_it_installs_once_and_again_only_when_the_needs_change(tree):
   launch(tree, 'setup', PATH=path)
   (again,) = calls(tree)
   assert 'install' in again
+
+  (tree / 'version').write_text('3.12.1')
+  launch(tree, 'setup', PATH=path)
+  made, installed = calls(tree)
+  assert made == 'python3 -m venv .venv'
 
 
 def test_the_system_interpreter_is_used_without_installing(tree):

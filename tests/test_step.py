@@ -510,6 +510,49 @@ def test_a_score_that_is_no_vector_is_refused(data):
     step(state, data)
 
 
+def test_data_of_another_length_than_the_samplers_is_refused(data):
+  """Nothing reads beyond the data."""
+  step, state = make(data, uniform(N + 1, 4))
+  with pytest.raises(ValueError, match='for 25 examples, but the data have 24'):
+    step(state, data)
+
+
+def test_record_weights_that_the_sampler_ignores_are_refused(data):
+  """The objective would silently be another one."""
+  weighted = data._replace(record_weights=jnp.ones(N))
+  step, state = make(data, uniform(N, 4))
+  with pytest.raises(ValueError, match='record_weights=data.record_weights'):
+    step(state, weighted)
+  step, state = make(data, uniform(N, 4, record_weights=jnp.ones(N)))
+  jax.eval_shape(step, state, weighted)
+
+
+@pytest.mark.parametrize('budget', [0, -1, 2**31 + 1, 1.5])
+def test_a_budget_out_of_range_is_named(data, budget):
+  """It is counted in 32 bits."""
+  with pytest.raises(ValueError, match='budget must be an integer from 1 to'):
+    make(data, uniform(N, 4), budget=budget)
+
+
+def test_the_cost_stays_at_its_largest_value(data):
+  """It neither wraps nor starts anew."""
+  step, state = make(data, uniform(N, 4))
+  state = state._replace(cost=jnp.uint32(2**32 - 5))
+  after, _ = jax.jit(step)(state, data)
+  assert int(after.cost) == 2**32 - 1
+
+
+def test_scores_of_any_type_are_read_as_float32(data):
+  """Boolean and bfloat16 ones among them."""
+  for dtype in (jnp.bfloat16, bool):
+    step, state = make(
+      data,
+      KINDS['never'](),
+      draw_score=lambda p, s, batch, t=dtype: jnp.ones(len(batch.targets), t),
+    )
+    jax.eval_shape(step, state, data)
+
+
 @pytest.mark.parametrize('batch_size', [1, 7, 24, 100])
 def test_evaluation_is_exact_for_every_batch_size(data, batch_size):
   """The padded last batch counts nothing."""

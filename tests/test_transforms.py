@@ -171,6 +171,15 @@ def test_exponent_and_normaliser(problem, exponent, normalise):
   )
 
 
+@pytest.mark.parametrize('normalise', ['max', 'mean'])
+def test_a_batch_of_weight_zero_moves_nothing(problem, normalise):
+  """Its weights stay 0 under every normaliser, not NaN."""
+  params, x, y, p = problem
+  tx = averaged(normalise=normalise)
+  gradient = estimate(tx, params, x, y, p, jnp.zeros(N))
+  np.testing.assert_array_equal(flat(gradient), 0)
+
+
 def test_an_exponent_schedule_follows_the_number_of_updates(problem):
   """Update t uses schedule(t), and the count is the state."""
   params, x, y, p = problem
