@@ -359,6 +359,7 @@ def start_endless_sweep(folder):
   return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_and_its_workers_at_once(tmp_path):
   """Status 130, one line, no traceback, nobody left."""
   process = start_endless_sweep(tmp_path)
@@ -377,6 +378,7 @@ def test_ctrl_c_ends_a_sweep_and_its_workers_at_once(tmp_path):
     pytest.fail('some process of the sweep is still there')
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_sweep_with_a_message(tmp_path):
   """Status 1; what was finished is kept."""
   process = start_endless_sweep(tmp_path)
