@@ -241,7 +241,8 @@ def run(
       state, summary = program.advance(
         state, config['optimizer']['learning_rate'], config['budget']
       )
-      summary = {k: float(v) for k, v in summary.items()}
+      # One transfer, and with it the wait for the device.
+      summary = {k: float(v) for k, v in jax.device_get(summary).items()}
       seconds += time.perf_counter() - start
       file.write(lines.line(state, summary, seconds))
       report(min(summary['cost'] / config['budget'], 1.0), summary)
@@ -413,7 +414,7 @@ def main(arguments: list[str]) -> int:
   if result['status'] == 'diverged':
     print(f'{name}: {diverged(result)}', file=sys.stderr)
     return 3
-  print(json.dumps({k: v for k, v in result.items()}, indent=2))
+  print(json.dumps(result, indent=2))
   return 0
 
 

@@ -179,10 +179,11 @@ def make_train_step(
     return optax.apply_updates(state.params, updates), opt_state
 
   def observe(outputs, targets, losses):
-    values = {name: f(outputs, targets) for name, f in statistics.items()}
     values = {
-      name: _expect_vector(f'statistic {name!r}', value, losses.shape)
-      for name, value in values.items()
+      name: _expect_vector(
+        f'statistic {name!r}', statistic(outputs, targets), losses.shape
+      )
+      for name, statistic in statistics.items()
     }
     scores = _expect_vector('a score', score(outputs, targets), losses.shape)
     return Observation(losses, scores, values)
@@ -223,14 +224,10 @@ def make_train_step(
 
 def _add_cost(cost, draw, info) -> jax.Array:
   """The cost after a step, which stays at 2^32 - 1 once it is there."""
-  more = _cost(draw, info)
-  return jnp.where(cost + more < cost, jnp.uint32(2**32 - 1), cost + more)
-
-
-def _cost(draw, info) -> jax.Array:
-  batch_size = draw.indices.shape[0]
-  scored = jnp.asarray(info['num_scored']).astype(jnp.uint32)
-  return FORWARD_COST * scored + jnp.uint32(TRAINING_COST * batch_size)
+  training = jnp.uint32(TRAINING_COST * draw.indices.shape[0])
+  scoring = FORWARD_COST * jnp.asarray(info['num_scored']).astype(jnp.uint32)
+  total = cost + training + scoring
+  return jnp.where(total < cost, jnp.uint32(2**32 - 1), total)
 
 
 def _training_metrics(draw, observation: Observation) -> Metrics:

@@ -1,6 +1,7 @@
 """Weighted random sampling for imbalanced classes."""
 
 import jax
+import jax.numpy as jnp
 
 from isjax import _validate
 from isjax.samplers._fixed_law import fixed_law
@@ -35,14 +36,14 @@ def class_balanced(
       class without examples.
   """
   _validate.positive_integers(num_examples=num_examples, batch_size=batch_size)
-  if jax.numpy.shape(labels) != (num_examples,):
+  if jnp.shape(labels) != (num_examples,):
     raise ValueError(
       f'labels must be one integer per example, ({num_examples},); got shape '
-      f'{jax.numpy.shape(labels)}. Turn one-hot labels into integers with '
+      f'{jnp.shape(labels)}. Turn one-hot labels into integers with '
       'argmax.'
     )
   if num_classes is None:
-    num_classes = int(labels.max()) + 1
+    num_classes = int(jnp.max(labels)) + 1
   by_class = class_weights(labels, num_classes, kind=kind)
-  law = normalise(by_class[labels])
+  law = normalise(by_class[jnp.asarray(labels)])
   return fixed_law(law, law, batch_size)
