@@ -25,9 +25,10 @@ from typing import Any
 import jax
 
 from experiments import artifacts, figures, settings, tables
+from experiments.program import ARGUMENTS, Program, check
 from experiments.progress import Progress
 from experiments.settings import SettingsError
-from experiments.train import ARGUMENTS, Program, check, diverged, run
+from experiments.train import diverged, run
 
 # Tells the parent of a run's progress: (run, fraction or None at its end,
 # metrics).
@@ -66,7 +67,7 @@ def run_cell(
   """Makes the runs of one cell, with one compiled program.
 
   Args:
-    configs: alike but for the fields in `train.ARGUMENTS`.
+    configs: alike but for the fields in `program.ARGUMENTS`.
     folder: of the sweep.
     tell: called with the progress of every run.
   """

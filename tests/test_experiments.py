@@ -28,6 +28,7 @@ from experiments import (
   tensorboard,
   train,
 )
+from experiments.program import ARGUMENTS, Program
 from experiments.progress import Progress
 from experiments.settings import SettingsError
 
@@ -61,7 +62,7 @@ def test_the_sweep_has_every_cell_rate_and_seed_once():
   assert len(configs) == 150
   assert len({settings.digest(config) for config in configs}) == 150
   assert len({sweep.run_name(config) for config in configs}) == 150
-  cells = list(settings.iterate_cells(configs, train.ARGUMENTS))
+  cells = list(settings.iterate_cells(configs, ARGUMENTS))
   assert [len(cell) for cell in cells] == [30] * 5
 
 
@@ -147,7 +148,7 @@ def test_a_threshold_given_as_a_word_or_as_a_number():
   """'1.5' on the command line is the number."""
   config = tiny_configs('--config.sampler.tau_threshold=1.5')[-1]
   assert config['sampler']['tau_threshold'] == '1.5'
-  program = train.Program(config)
+  program = Program(config)
   state = program.sampler.init(None)
   assert not program.sampler.propose(jax.random.key(0), state)[1]
 
@@ -160,7 +161,7 @@ def gated(tmp_path_factory):
   """One run of the gated cell, its config, its program and its folder."""
   configs = tiny_configs()
   config = next(c for c in configs if c['cell'] == 'logit gradient, gate')
-  program = train.Program(config)
+  program = Program(config)
   folder = tmp_path_factory.mktemp('run')
   reports = []
   train.run(
@@ -209,13 +210,13 @@ def test_the_same_seed_gives_the_same_run(gated, tmp_path):
 def test_a_cell_compiles_one_program(monkeypatch, tmp_path):
   """Rates, seeds and budgets are arguments: one trace of the loop."""
   traces = []
-  original = train.Program._advance
+  original = Program._advance
 
   def counted(self, *arguments):
     traces.append(self.config['cell'])
     return original(self, *arguments)
 
-  monkeypatch.setattr(train.Program, '_advance', counted)
+  monkeypatch.setattr(Program, '_advance', counted)
   config = tiny_configs()[0]
   cell = [
     config
@@ -226,7 +227,7 @@ def test_a_cell_compiles_one_program(monkeypatch, tmp_path):
     }
     for seed, budget, rate in ((0, 600, 0.1), (1, 900, 0.1), (0, 600, 0.3))
   ]
-  assert len(list(settings.iterate_cells(cell, train.ARGUMENTS))) == 1
+  assert len(list(settings.iterate_cells(cell, ARGUMENTS))) == 1
   told = []
   sweep.run_cell(cell, tmp_path, lambda *message: told.append(message))
   assert traces == [config['cell']]
@@ -266,8 +267,8 @@ def test_a_convolutional_network_runs_step_by_step_on_cpu():
   """Its program makes one step a call; a dense one as many as it is told."""
   config = tiny_configs()[0]
   network = {'name': 'resnet', 'width': 8, 'blocks_per_stage': 1}
-  assert train.Program(config | {'model': network}).steps_per_call == 1
-  assert train.Program(config).steps_per_call == 5
+  assert Program(config | {'model': network}).steps_per_call == 1
+  assert Program(config).steps_per_call == 5
 
 
 # --- sweeps -------------------------------------------------------------------
