@@ -9,8 +9,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import artifacts, tables
-from experiments.tables import Record, Row
+from experiments import artifacts
+from experiments.comparisons import Record, Row, best, rows
 
 _GRID = 60  # points at which the runs of a row are averaged
 
@@ -97,7 +97,7 @@ def write(
 ) -> None:
   """Writes the figures of a sweep to its folder and prints where they lie."""
   del module
-  chosen = list(tables.best(tables.rows(records)).values())
+  chosen = list(best(rows(records)).values())
   if not chosen:
     print('figures: none, no run finished')
     return

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from experiments import artifacts, figures, settings, tables
+from experiments import artifacts, comparisons, figures, settings, tables
 from experiments.program import ARGUMENTS, Program, check
 from experiments.progress import Progress
 from experiments.settings import SettingsError
@@ -180,7 +180,9 @@ def main(arguments: list[str]) -> int:
     _announce(configs, todo, folder)
     workers = command.workers or _default_workers(len(cells))
     run_all(cells, folder, workers)
-    records = [tables.read(folder / run_name(config)) for config in configs]
+    records = [
+      comparisons.read(folder / run_name(config)) for config in configs
+    ]
     tables.write(records, module, folder)
     figures.write(records, module, folder)
   except SettingsError as error:

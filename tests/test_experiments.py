@@ -21,6 +21,7 @@ from scipy import stats
 
 from experiments import (
   artifacts,
+  comparisons,
   figures,
   settings,
   sweep,
@@ -420,7 +421,7 @@ def record(cell, seed, loss, error, rate=0.1, sampler='presample', **result):
     'versions': {},
     **result,
   }
-  return tables.Record(config, result, [])
+  return comparisons.Record(config, result, [])
 
 
 def test_geometric_mean_has_the_t_interval_of_the_logarithms():
@@ -428,11 +429,11 @@ def test_geometric_mean_has_the_t_interval_of_the_logarithms():
   values = np.array([1e-3, 1e-2, 1e-4, 3e-3])
   logs = np.log(values)
   half = stats.t.ppf(0.975, 3) * logs.std(ddof=1) / 2
-  interval = tables.geometric_mean(values)
+  interval = comparisons.geometric_mean(values)
   np.testing.assert_allclose(
     interval, np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
   )
-  assert tables.geometric_mean(np.zeros(3)).estimate > 0
+  assert comparisons.geometric_mean(np.zeros(3)).estimate > 0
 
 
 def test_rates_are_chosen_by_training_loss_and_not_by_test_error():
@@ -443,9 +444,9 @@ def test_rates_are_chosen_by_training_loss_and_not_by_test_error():
     record('a', 0, 0.01, 0.1, rate=0.4),
     record('a', 1, math.nan, 0.9, rate=0.4, status='diverged'),
   ]
-  table = tables.rows(records)
-  assert tables.best(table)['a'].rate == 0.1
-  assert tables.shared_rate(table) == 0.1
+  table = comparisons.rows(records)
+  assert comparisons.best(table)['a'].rate == 0.1
+  assert comparisons.shared_rate(table) == 0.1
   assert [(row.rate, len(row.records), row.diverged) for row in table] == [
     (0.1, 2, 0),
     (0.2, 2, 0),
@@ -479,7 +480,7 @@ def test_the_verdict_follows_the_paired_interval(factor, answer):
     *(record('u', s, f, 0.1, sampler='uniform') for s, f in enumerate(noise)),
     *(record('i', s, factor / f, 0.1) for s, f in enumerate(noise)),
   ]
-  line = tables.verdict(tables.rows(records))
+  line = tables.verdict(comparisons.rows(records))
   assert line.startswith(answer)
   assert '\n' not in line
   assert '(n = 4)' in line
@@ -506,14 +507,14 @@ def test_the_table_pairs_by_seed_and_prints_dashes():
 def test_curves_are_averaged_on_a_common_grid():
   """Two lines of costs 0..10 and 0..8 average where both are known."""
   runs = {
-    seed: tables.Record(
+    seed: comparisons.Record(
       {'seed': seed},
       {},
       [{'cost': c, 'loss': slope * c} for c in range(0, last + 1, 2)],
     )
     for seed, slope, last in ((0, 1.0, 10), (1, 3.0, 8))
   }
-  row = tables.Row('a', 0.1, runs, 0)
+  row = comparisons.Row('a', 0.1, runs, 0)
   x, centre, low, high = figures.averaged(
     row, 'cost', 'loss', logarithmic=False
   )

@@ -35,6 +35,7 @@ from experiments.benchmarks.loops import (
   train,
 )
 from experiments.benchmarks.timing import Contender, Row, Target, Timing
+from experiments.tables import markdown
 import isjax
 from isjax.data import load
 
@@ -224,7 +225,7 @@ def document(rows: list[Row], losses: list[dict[str, Any]]) -> str:
       timing.table(rows),
       f'Every loop was first trained for {TRAINING_STEPS} steps, in which its '
       f'loss on the whole set had to fall below {TRAINED:g} of what it was:',
-      timing.markdown(('loop', 'loss before', 'loss after'), lines),
+      markdown(('loop', 'loss before', 'loss after'), lines),
     ]
   )
 

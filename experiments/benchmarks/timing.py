@@ -20,6 +20,7 @@ import time
 from typing import Any, NamedTuple
 
 from experiments import artifacts
+from experiments.tables import markdown
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results' / 'benchmarks'
 _RELATIONS = {'<=': operator.le, '>=': operator.ge}
@@ -218,12 +219,6 @@ def _record(timing: Timing) -> dict[str, Any]:
     'share_of_core': timing.share,
     'rounds': len(timing.samples),
   }
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table."""
-  table = [header, ['---'] * len(header), *lines]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in table)
 
 
 def table(rows: Sequence[Row]) -> str:
