@@ -50,11 +50,31 @@ def where(condition: jax.Array, a: Words, b: Words) -> Words:
   return jax.tree.map(partial(jnp.where, condition), a, b)
 
 
+def running_sum(a: jax.Array) -> jax.Array:
+  """Returns the inclusive prefix sums of u32[N], modulo 2^32.
+
+  On CPU by a loop, which takes a third of the time of `jnp.cumsum`.
+  """
+
+  def loop(a):
+    def step(i, carry):
+      total, sums = carry
+      total += a.at[i].get(mode='promise_in_bounds')
+      return total, lax.dynamic_update_index_in_dim(sums, total, i, 0)
+
+    start = jnp.uint32(0), jnp.zeros_like(a)
+    return lax.fori_loop(0, a.shape[0], step, start)[1]
+
+  return lax.platform_dependent(
+    a, cpu=loop, default=partial(jnp.cumsum, dtype=jnp.uint32)
+  )
+
+
 def prefix_sums(a: Words) -> Words:
   """Returns the inclusive prefix sums: a low word that wraps is a carry."""
-  low = jnp.cumsum(a.low, dtype=jnp.uint32)
+  low = running_sum(a.low)
   carry = (low < a.low).astype(jnp.uint32)
-  return Words(jnp.cumsum(a.high + carry, dtype=jnp.uint32), low)
+  return Words(running_sum(a.high + carry), low)
 
 
 def total(a: Words) -> Words:

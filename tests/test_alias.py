@@ -488,6 +488,34 @@ def test_bad_shapes_raise(key, shape, message):
     alias.sample(key, alias.build(np.ones(3, np.float32)), shape)
 
 
+@pytest.mark.parametrize('shape', [(), (0,), (2, 3, 50)])
+def test_a_draw_comes_with_its_probability(key, shape):
+  """The items of `sample`, and of each what `probabilities` has: bitwise."""
+  table = alias.build(np.array([1, 2, 0, 5, 1e-30, 7], np.float32))
+
+  def both(key):
+    return alias.sample_with_probabilities(key, table, shape)
+
+  for function in (both, jax.jit(both)):
+    items, p = function(key)
+    np.testing.assert_array_equal(items, alias.sample(key, table, shape))
+    np.testing.assert_array_equal(p, alias.probabilities(table)[items])
+    assert p.shape == shape
+  with pytest.raises(ValueError, match='shape must be a tuple'):
+    alias.sample_with_probabilities(key, table, 3)
+
+
+@pytest.mark.parametrize('size', LAW_SIZES)
+def test_items_of_weight_zero_change_nothing(key, size):
+  """Padded to another size, the law is the same and no padding is drawn."""
+  for name, weights in families(size, np.random.default_rng(1)):
+    weights = weights.astype(np.float32)
+    padded = alias.build(np.pad(weights, (0, 1000)))
+    check_law(jax.tree.map(np.asarray, padded), np.pad(weights, (0, 1000)))
+    draws = alias.sample(jax.random.fold_in(key, len(name)), padded, (500,))
+    assert draws.max() < size, name
+
+
 def test_an_array_of_keys_raises(key):
   """Two keys for one draw are a mistake: vmap is for several."""
   table = alias.build(np.ones(3, np.float32))
