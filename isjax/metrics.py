@@ -6,11 +6,14 @@ error rather than an accuracy: where most examples are right, the weighted
 error has by far the smaller variance.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from isjax.scores import label_log_probability
 from isjax.types import Metrics
+from isjax.weights import importance_weights
 
 
 def error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -45,6 +48,77 @@ def weighted_mean(
     importance_weights: f32[b], pi/p of the draw.
   """
   return jnp.mean(importance_weights * values)
+
+
+class TraceCovariances(NamedTuple):
+  """Traces of the covariance of one draw's weighted gradient, f32[] each.
+
+  uniform: had the draw been uniform.
+  sampled: under the law that it was drawn by.
+  optimal: under the law proportional to pi times the norm: no law has less.
+  """
+
+  uniform: jax.Array
+  sampled: jax.Array
+  optimal: jax.Array
+
+
+def trace_covariances(
+  norms: jax.Array,
+  probabilities: jax.Array,
+  target_probabilities: jax.Array,
+  num_examples: int,
+  *,
+  mean_norm_squared: float | jax.Array = 0.0,
+) -> TraceCovariances:
+  """Estimates three variances of the gradient from one batch of any law.
+
+  A draw of law q has the trace sum_i pi_i^2 |g_i|^2 / q_i - |G|^2, with G the
+  full gradient. Each sum is an expectation under the batch's own law and is
+  estimated without bias; the optimal one, (sum_i pi_i |g_i|)^2, from pairs of
+  distinct draws, so that it takes b >= 2 and draws that are independent. Divide
+  averages over many batches, not the estimates of one.
+
+  Args:
+    norms: f32[b] >= 0, |g_i|. With scores in their place the ratios hold as
+      far as these are proportional to the norms; the traces have no meaning.
+    probabilities: f32[b] > 0, the law p of the draws.
+    target_probabilities: f32[b] >= 0, pi.
+    num_examples: N.
+    mean_norm_squared: |G|^2; 0, a zero mean, gives the second moments.
+
+  Returns:
+    The three traces; `optimal` is nan for b = 1.
+
+  Source: Katharopoulos & Fleuret (2018), arXiv:1803.00942, section 3.1.
+  """
+  weighted = norms * importance_weights(probabilities, target_probabilities)
+  squares = jnp.square(weighted)
+  pairs = norms.shape[0] * (norms.shape[0] - 1)
+  moments = TraceCovariances(
+    uniform=num_examples * jnp.mean(squares * probabilities),
+    sampled=jnp.mean(squares),
+    optimal=(jnp.square(jnp.sum(weighted)) - jnp.sum(squares)) / pairs
+    if pairs
+    else jnp.float32(jnp.nan),
+  )
+  return TraceCovariances(*(m - mean_norm_squared for m in moments))
+
+
+def class_mass(
+  probabilities: jax.Array, labels: jax.Array, num_classes: int
+) -> jax.Array:
+  """Returns the chance of each class under a sampling law.
+
+  Args:
+    probabilities: f32[N], the law.
+    labels: i32[N] in [0, K).
+    num_classes: K.
+
+  Returns:
+    f32[K] with sum 1.
+  """
+  return jax.ops.segment_sum(probabilities, labels, num_classes)
 
 
 def summarise(metrics: Metrics) -> Metrics:

@@ -186,6 +186,58 @@ def break_even(
   return jnp.sqrt(jnp.where(squared < pool_size, squared, jnp.inf))
 
 
+def equivalent_batch_size(
+  tau: jax.Array | float, batch_size: int, pool_size: int | None = None
+) -> jax.Array:
+  """Returns the batch with which uniform sampling is as precise.
+
+  Its gradient has the variance that b draws by importance have, for a gradient
+  with zero mean: 1 / (1/(b tau^2) + (1 - 1/b)/B), never above the pool's B; for
+  a table over all examples tau^2 b.
+
+  Args:
+    tau: f32[] > 0, the ratio of root second moments that the law reaches; that
+      of `variance_reduction` where it is proportional to the norms.
+    batch_size: b.
+    pool_size: B, or None where the draws are from all examples.
+
+  Returns:
+    f32[] > 0.
+  """
+  _validate.positive_integers(batch_size=batch_size)
+  own = 1 / (batch_size * jnp.square(tau))
+  if pool_size is None:
+    return 1 / own
+  _validate.positive_integers(pool_size=pool_size)
+  return 1 / (own + (1 - 1 / batch_size) / pool_size)
+
+
+def predicted_cost_ratio(
+  tau: jax.Array | float,
+  batch_size: int,
+  pool_size: int | None = None,
+  cost_ratio: float | jax.Array = 1.0,
+) -> jax.Array:
+  """Returns the cost of sampling by importance over that of not doing so.
+
+  Both at the same variance of the gradient: cost_ratio b divided by the
+  `equivalent_batch_size`. Below 1 it pays; with a pool it is 1 at the tau of
+  `break_even`.
+
+  Args:
+    tau: f32[] > 0, as in `equivalent_batch_size`.
+    batch_size: b.
+    pool_size: B, or None where the draws are from all examples.
+    cost_ratio: cost of a step over that of a uniform one with the same b.
+
+  Returns:
+    f32[] > 0.
+  """
+  _validate.positive(cost_ratio=cost_ratio)
+  equivalent = equivalent_batch_size(tau, batch_size, pool_size)
+  return cost_ratio * batch_size / equivalent
+
+
 def effective_sample_size(importance_weights: jax.Array) -> jax.Array:
   """Returns (sum w)^2 / sum w^2, in [1, b]; 0 where every weight is zero.
 

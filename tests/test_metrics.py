@@ -1,8 +1,11 @@
 """metrics.py: unbiased training metrics, masked reductions."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from isjax import metrics
 from isjax.weights import importance_weights
@@ -35,6 +38,53 @@ def test_label_probability_is_the_softmax_at_the_label():
   np.testing.assert_allclose(
     probability(logits, jnp.array([1, 0])), [0.75, 0.5], rtol=1e-6
   )
+
+
+@pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
+def test_trace_covariances_are_exactly_unbiased(transform):
+  """Over all triples of draws: the closed forms under three laws, record
+  weights and a mean gradient included.
+  """
+  p = np.array([0.4, 0.3, 0.2, 0.1])
+  pi = np.array([0.1, 0.5, 0.0, 0.4])
+  norms = np.array([3.0, 1.0, 9.0, 2.0])
+  mean = 0.25
+  estimate = transform(
+    lambda i: jnp.stack(
+      metrics.trace_covariances(
+        jnp.float32(norms)[i],
+        jnp.float32(p)[i],
+        jnp.float32(pi)[i],
+        4,
+        mean_norm_squared=mean,
+      )
+    )
+  )
+  expectation = sum(
+    p[list(triple)].prod() * np.asarray(estimate(jnp.array(triple)))
+    for triple in itertools.product(range(4), repeat=3)
+  )
+  squares = (pi * norms) ** 2
+  exact = [4 * squares.sum(), (squares / p).sum(), (pi @ norms) ** 2]
+  np.testing.assert_allclose(expectation, np.array(exact) - mean, rtol=1e-5)
+
+
+def test_no_law_has_less_than_the_optimal_trace():
+  """p proportional to pi n: both traces agree; a single draw cannot tell."""
+  pi, norms = np.float32([0.1, 0.5, 0.4]), np.float32([3.0, 1.0, 2.0])
+  p = pi * norms / (pi @ norms)
+  traces = metrics.trace_covariances(norms, p, pi, 3)
+  np.testing.assert_allclose(traces.sampled, traces.optimal, rtol=1e-5)
+  assert np.isnan(metrics.trace_covariances(*(norms[:1],) * 3, 3).optimal)
+
+
+def test_class_mass_adds_up_the_law_of_each_class():
+  """A hand-made law; an empty class has none."""
+  law = jnp.array([0.1, 0.2, 0.3, 0.4])
+  mass = jax.jit(metrics.class_mass, static_argnums=2)(
+    law, jnp.array([0, 2, 0, 2]), 4
+  )
+  np.testing.assert_allclose(mass, [0.4, 0.0, 0.6, 0.0], rtol=1e-6)
 
 
 def test_summarise_leaves_out_steps_past_the_budget():

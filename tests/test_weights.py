@@ -182,6 +182,49 @@ def test_break_even_is_where_equivalent_batch_equals_cost(b, factor):
     np.testing.assert_allclose(equivalent, t * b, rtol=1e-4)
 
 
+@fixed
+@given(LAWS, st.integers(1, 5))
+def test_equivalent_batch_has_the_variance_of_the_pools_draws(g, b):
+  """In closed form, norms proportional to g: a pool drawn uniformly and b
+  draws from it are as precise as so many uniform ones.
+  """
+  norms = 12 * g.astype(np.float64) / g.sum()
+  second_moment = np.mean(norms**2)  # of one uniform draw
+  # The mean of b draws given a pool of B has E[m^2] = (mean of the pool)^2
+  # (1 - 1/b) + (mean norm)^2 / b; over pools, with means that cancel:
+  pool_size = 7
+  variance = (1 - 1 / b) * second_moment / pool_size + 1 / b
+  tau = weights.variance_reduction(g)
+  np.testing.assert_allclose(
+    weights.equivalent_batch_size(tau, b, pool_size),
+    second_moment / variance,
+    rtol=1e-4,
+  )
+  np.testing.assert_allclose(
+    weights.equivalent_batch_size(tau, b), b * second_moment, rtol=1e-4
+  )
+
+
+def test_equivalent_batch_of_a_pool_is_at_most_the_pool():
+  """However large tau; one example from a pool has no such limit."""
+  assert weights.equivalent_batch_size(1e9, 16, 80) <= 80 * 16 / 15
+  np.testing.assert_allclose(
+    weights.equivalent_batch_size(3.0, 1, 80), 9, rtol=1e-6
+  )
+
+
+def test_predicted_cost_is_one_at_break_even():
+  """And the cost ratio over tau^2 for a table."""
+  t = (80 + 48) / 48
+  tau = weights.break_even(80, 16, t)
+  np.testing.assert_allclose(
+    weights.predicted_cost_ratio(tau, 16, 80, t), 1, rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    weights.predicted_cost_ratio(2.0, 16, cost_ratio=1.2), 0.3, rtol=1e-6
+  )
+
+
 def test_effective_sample_size():
   """b for equal weights, 1 for a single one, 0 for none."""
   size = weights.effective_sample_size
