@@ -37,12 +37,30 @@ def subtract(a: Words, b: Words) -> Words:
   return Words(a.high - b.high - borrow, a.low - b.low)
 
 
-def multiply(a: jax.Array, b: int) -> Words:
-  """Returns the product of a u32[...] and b in [0, 2^32), by half words."""
+def multiply(a: jax.Array, b: jax.Array | int) -> Words:
+  """Returns the product of u32[...] and b in [0, 2^32), by half words."""
   a0, a1, b0, b1 = a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16
   middle = a1 * b0 + (a0 * b0 >> 16)
   upper = a0 * b1 + (middle & 0xFFFF)
   return Words(a1 * b1 + (middle >> 16) + (upper >> 16), a * jnp.uint32(b))
+
+
+def divide(a: Words, b: int) -> jax.Array:
+  """Returns floor(a / b) as u32[...], for 1 <= b < 2^31 and a < b 2^32.
+
+  Multiplies by the reciprocal of b, which is known when traced. Source: Möller
+  and Granlund (2011), doi:10.1109/TC.2010.143, algorithm 4.
+  """
+  shift = 32 - b.bit_length()
+  divisor = b << shift
+  reciprocal = (2**64 - 1) // divisor - 2**32
+  high, low = a.high << shift | a.low >> 32 - shift, a.low << shift
+  guess = add(multiply(high, reciprocal), Words(high + 1, low))
+  rest = low - guess.high * jnp.uint32(divisor)
+  over = rest > guess.low
+  rest = jnp.where(over, rest + jnp.uint32(divisor), rest)
+  under = rest >= jnp.uint32(divisor)
+  return guess.high - over.astype(jnp.uint32) + under.astype(jnp.uint32)
 
 
 def where(condition: jax.Array, a: Words, b: Words) -> Words:
@@ -102,7 +120,7 @@ def random_words(key: jax.Array, count: int) -> Words:
   return Words(bits[:count], bits[count:])
 
 
-def locate(random: Words, size: int) -> Words:
+def locate(random: Words, size: jax.Array | int) -> Words:
   """Returns (bucket, fraction of it): the upper words of the product u N."""
   carry = Words(jnp.uint32(0), multiply(random.low, size).high)
   return add(multiply(random.high, size), carry)

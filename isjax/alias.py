@@ -421,11 +421,6 @@ def build(weights: Any) -> AliasTable:
   return table
 
 
-def _chances(mass: Words, size: int) -> jax.Array:
-  """Returns m / (N 2^32) for some of the masses."""
-  return to_float(mass) / size
-
-
 def probabilities(table: AliasTable) -> jax.Array:
   """Returns p_i = m_i / (N 2^32), the law that `sample` follows.
 
@@ -437,7 +432,21 @@ def probabilities(table: AliasTable) -> jax.Array:
     mass of 0.
   """
   mass = Words(table.mass[:, 0], table.mass[:, 1])
-  return _chances(mass, table.mass.shape[0])
+  return to_float(mass) / table.mass.shape[0]
+
+
+def probabilities_at(table: AliasTable, items: jax.Array) -> jax.Array:
+  """Returns the probabilities of some items, without those of all others.
+
+  Args:
+    table: from `build`.
+    items: i32[...] in [0, N); one that is not reads garbage.
+
+  Returns:
+    f32[...], bitwise those of `probabilities`.
+  """
+  mass = Words(*(_at(word, items) for word in table.mass.T))
+  return to_float(mass) / table.mass.shape[0]
 
 
 def _draw(random: Words, threshold: jax.Array, alias: jax.Array) -> jax.Array:
@@ -465,8 +474,7 @@ def _sample_with_probabilities(
   key: jax.Array, table: AliasTable, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
   items = _sample(key, table.threshold, table.alias, shape=shape)
-  mass = Words(*(_at(word, items) for word in table.mass.T))
-  return items, _chances(mass, table.mass.shape[0])
+  return items, probabilities_at(table, items)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

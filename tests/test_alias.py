@@ -500,6 +500,7 @@ def test_a_draw_comes_with_its_probability(key, shape):
     items, p = function(key)
     np.testing.assert_array_equal(items, alias.sample(key, table, shape))
     np.testing.assert_array_equal(p, alias.probabilities(table)[items])
+    np.testing.assert_array_equal(p, alias.probabilities_at(table, items))
     assert p.shape == shape
   with pytest.raises(ValueError, match='shape must be a tuple'):
     alias.sample_with_probabilities(key, table, 3)

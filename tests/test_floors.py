@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # In the order of the README's layout; later issues' modules have their place.
 ORDER = (
+  '_in_place',
   '_validate',
   '_words',
   'types',

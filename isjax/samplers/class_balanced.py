@@ -16,6 +16,7 @@ def class_balanced(
   labels: jax.Array,
   num_classes: int | None = None,
   kind: str = 'inverse_frequency',
+  draws: str = 'independent',
 ) -> Sampler:
   """Draws each example with a chance that falls with the size of its class.
 
@@ -30,6 +31,8 @@ def class_balanced(
     num_classes: K; one more than the largest label where None.
     kind: 'inverse_frequency', 'inverse_sqrt' or 'effective_number', as in
       `weights.class_weights`.
+    draws: 'independent'; or 'epoch', N draws in which each example occurs
+      floor(N p_i) or ceil(N p_i) times, in random order, with b <= N.
 
   Raises:
     ValueError: on a bad argument: one-hot labels, a label out of range, a
@@ -46,4 +49,4 @@ def class_balanced(
     num_classes = int(jnp.max(labels)) + 1
   by_class = class_weights(labels, num_classes, kind=kind)
   law = normalise(by_class[jnp.asarray(labels)])
-  return fixed_law(law, law, batch_size)
+  return fixed_law(law, law, batch_size, draws)

@@ -7,14 +7,16 @@ from jax import lax
 import jax.numpy as jnp
 
 from isjax import _validate
-from isjax.resampling import multinomial, uniform_indices
+from isjax.resampling import resampler, uniform_indices
 from isjax.samplers._record_weights import checked_target_law
 from isjax.types import Draw, Sampler
 from isjax.weights import (
   break_even,
+  equivalent_batch_size,
   importance_weights,
   mix_with,
   normalise,
+  predicted_cost_ratio,
   score_variance_reduction,
   target_at,
 )
@@ -60,18 +62,19 @@ def presample(
   tau_from: str = 'pool',
   cost_ratio: float | None = None,
   mix: float = 0.1,
+  resampling: str = 'multinomial',
   record_weights: jax.Array | None = None,
 ) -> Sampler:
   """Scores a uniform pool and resamples the batch from it, if that pays.
 
   With the gate on, B examples are proposed uniformly and scored, and b of them
-  are drawn with replacement with chances g_i proportional to r_i times the
-  score, so that p_i = B g_i / N. With the gate off, the first b proposed are
-  the batch and nothing is scored; the rest of the proposal is index 0. The
-  gate is on while the moving average of tau has reached its threshold. Tau
-  comes from the pool's scores while the gate is on and from the last B scores
-  of the training passes, which are free, while it is off; so this step's
-  scores decide about the next step only, and the estimate stays unbiased.
+  are drawn with chances g_i proportional to r_i times the score, so that
+  p_i = B g_i / N. With the gate off, the first b proposed are the batch and
+  nothing is scored; the rest of the proposal is index 0. The gate is on while
+  the moving average of tau has reached its threshold. Tau comes from the pool's
+  scores while the gate is on and from the last B scores of the training passes,
+  which are free, while it is off; so this step's scores decide about the next
+  step only, and the estimate stays unbiased.
 
   Args:
     num_examples: N.
@@ -89,10 +92,15 @@ def presample(
       'break_even'; (B + 3b) / 3b where None. Give a measured one if known.
     mix: share in [0, 1] of the target law in the pool's law, which bounds the
       importance weights by about 1 / mix and keeps examples of score 0 alive.
+    resampling: 'multinomial', independent draws; or, as unbiased and with less
+      variance, 'stratified' or 'systematic', which draws slot i floor(b g_i) or
+      ceil(b g_i) times.
     record_weights: r f32[N] >= 0, the objective's weights.
 
   Returns:
-    A Sampler whose info has `num_scored`, `tau` and `importance_sampled`.
+    A Sampler whose info has `num_scored`, `tau`, `importance_sampled`, and what
+    resampling gains at that tau: `equivalent_batch_size` and
+    `predicted_cost_ratio`, whether it is on or not.
 
   Raises:
     ValueError: on a bad argument.
@@ -109,6 +117,9 @@ def presample(
   _validate.fractions(mix=mix)
   _validate.decays(tau_decay=tau_decay)
   _validate.one_of(('pool', 'batch'), tau_from=tau_from)
+  draw_slots = resampler(resampling)
+  if cost_ratio is None:
+    cost_ratio = (pool_size + 3 * batch_size) / (3 * batch_size)
   threshold = _threshold(tau_threshold, pool_size, batch_size, cost_ratio)
   target = checked_target_law(record_weights, num_examples)
 
@@ -148,11 +159,11 @@ def presample(
 
   def resample(key, state, indices, scores):
     g = pool_law(state, indices, scores)
-    slots = multinomial(key, g, batch_size)
+    slots, g_drawn = draw_slots(key, g, batch_size)
     recent = state.recent_scores, state.recent_weights
     if tau_from == 'pool':
       recent = relative_target(state, indices) * scores, jnp.ones_like(scores)
-    return slots, pool_size * g[slots] / num_examples, *recent
+    return slots, pool_size * g_drawn / num_examples, *recent
 
   def take_first(key, state, indices, scores):
     del key, indices, scores
@@ -162,9 +173,12 @@ def presample(
 
   def select(key, state, indices, scores):
     on = is_on(state)
+    pool = jnp.maximum(state.tau, 1), batch_size, pool_size
     info = {
       'num_scored': jnp.where(on, pool_size, 0),
       'tau': state.tau,
+      'equivalent_batch_size': equivalent_batch_size(*pool),
+      'predicted_cost_ratio': predicted_cost_ratio(*pool, cost_ratio),
       'importance_sampled': on.astype(jnp.float32),
     }
     slots, probabilities, recent_scores, recent_weights = lax.cond(
@@ -219,18 +233,16 @@ def _threshold(
   tau_threshold: float | str,
   pool_size: int,
   batch_size: int,
-  cost_ratio: float | None,
+  cost_ratio: float,
 ) -> float | jax.Array:
   """The number that `tau_threshold` stands for."""
-  paper = (pool_size + 3 * batch_size) / (3 * batch_size)
-  if isinstance(tau_threshold, str):
-    _validate.one_of(('break_even', 'paper'), tau_threshold=tau_threshold)
-    if tau_threshold == 'paper':
-      return paper
-    ratio = paper if cost_ratio is None else cost_ratio
-    return break_even(pool_size, batch_size, ratio)
-  _validate.non_negative(tau_threshold=tau_threshold)
-  return tau_threshold
+  if not isinstance(tau_threshold, str):
+    _validate.non_negative(tau_threshold=tau_threshold)
+    return tau_threshold
+  _validate.one_of(('break_even', 'paper'), tau_threshold=tau_threshold)
+  if tau_threshold == 'paper':
+    return (pool_size + 3 * batch_size) / (3 * batch_size)
+  return break_even(pool_size, batch_size, cost_ratio)
 
 
 def _append(recent: jax.Array, values: jax.Array) -> jax.Array:

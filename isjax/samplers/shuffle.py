@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from isjax import _validate
+from isjax.resampling import permutation
+from isjax.samplers import _epochs
 from isjax.samplers._record_weights import checked_target_law
 from isjax.samplers._whole_proposal import keep_state, uniform_law
 from isjax.types import Draw, Sampler
@@ -14,17 +15,13 @@ from isjax.weights import target_at
 
 
 class ShuffleState(NamedTuple):
-  """Where an epoch stands.
+  """Where an epoch stands, and what is averaged over.
 
-  order:                i32[N], a permutation: the order of this epoch.
-  next_order:           i32[N], a permutation: the order of the next one.
-  position:             i32[] in [0, N), of the next example in `order`.
+  epochs:               each order a permutation, i32[N].
   target_probabilities: f32[N] r_i/R, or None for 1/N.
   """
 
-  order: jax.Array
-  next_order: jax.Array
-  position: jax.Array
+  epochs: _epochs.Epochs
   target_probabilities: jax.Array | None
 
 
@@ -50,47 +47,26 @@ def shuffle(
     ValueError: on a bad argument, b > N included.
   """
   _validate.positive_integers(num_examples=num_examples, batch_size=batch_size)
-  if batch_size > num_examples:
-    raise ValueError(
-      f'batch_size must be at most num_examples, {num_examples}, for epochs '
-      f'without replacement; got {batch_size}. The uniform sampler takes any.'
-    )
+  _epochs.check_length(batch_size, num_examples)
   target = checked_target_law(record_weights, num_examples)
 
   def new_order(key):
-    return jax.random.permutation(key, jnp.arange(num_examples))
+    return permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
 
   def init(key):
-    first, second = jax.random.split(key)
-    start = jnp.zeros((), jnp.int32)
-    return ShuffleState(new_order(first), new_order(second), start, target)
+    return ShuffleState(_epochs.start(key, new_order), target)
 
   def propose(key, state):
     del key
-    places = state.position + jnp.arange(batch_size)
-    beyond = places >= num_examples
-    places = jnp.where(beyond, places - num_examples, places)
-    indices = jnp.where(beyond, state.next_order[places], state.order[places])
-    return indices, False
+    return _epochs.batch(state.epochs, batch_size), False
 
   def select(key, state, indices, scores):
     del scores
     pi = target_at(state.target_probabilities, indices, num_examples)
     draw = Draw.whole_proposal(indices, 1 / num_examples, pi)
-    # Two measures against copies of the orders at every step: a loop of one
-    # turn at most carries them in place, which the branches of a cond do not;
-    # and it waits for the read of `indices`, by adding what is always 0.
-    read = jnp.minimum(indices[0], 0)
-    state = lax.while_loop(
-      lambda s: s.position >= num_examples,
-      lambda s: s._replace(
-        order=s.next_order,
-        next_order=new_order(jax.random.fold_in(key, s.position)),
-        position=s.position - num_examples,
-      ),
-      state._replace(position=state.position + batch_size + read),
-    )
-    return draw, state, {'num_scored': jnp.zeros((), jnp.int32)}
+    epochs = _epochs.advance(key, state.epochs, indices, new_order)
+    info = {'num_scored': jnp.zeros((), jnp.int32)}
+    return draw, state._replace(epochs=epochs), info
 
   law = uniform_law(num_examples, batch_size)
   return Sampler(init, propose, select, keep_state, law)
