@@ -6,6 +6,7 @@ from isjax import (
   resampling,
   samplers,
   scores,
+  sum_tree,
   transforms,
   weights,
 )
@@ -13,6 +14,7 @@ from isjax.alias import AliasTable
 from isjax.samplers import (
   SAMPLERS,
   class_balanced,
+  memory,
   presample,
   record_weighted,
   shuffle,
@@ -66,6 +68,7 @@ __all__ = [
   'make_eval_step',
   'make_loop',
   'make_train_step',
+  'memory',
   'metrics',
   'num_examples',
   'per_example_gradient',
@@ -77,6 +80,7 @@ __all__ = [
   'scale_by_progress',
   'scores',
   'shuffle',
+  'sum_tree',
   'take',
   'transforms',
   'uniform',

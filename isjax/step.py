@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from isjax import _validate
-from isjax.metrics import weighted_mean
+from isjax._in_place import when
+from isjax.metrics import trace_covariances, weighted_mean
 from isjax.scores import LossFn, ScoreFn
 from isjax.transforms import PerExample, per_example_gradient
 from isjax.types import (
@@ -104,8 +105,11 @@ def make_train_step(
   Returns:
     (state, data) -> (state, metrics). Pass `data` as an argument of the jitted
     function, never by closure. Metrics are scalars: loss and statistics as
-    unbiased estimates of the training set's, `effective_sample_size`, `cost`,
-    `valid`, and the sampler's own info.
+    unbiased estimates of the training set's; `effective_sample_size` and
+    `largest_weight` of the importance weights; `trace_uniform`,
+    `trace_sampled` and `trace_optimal`, the second moments of
+    `metrics.trace_covariances` with scores for norms; `clipped_mass` where
+    weights are clipped; `cost`, `valid`, and the sampler's own info.
 
   Raises:
     ValueError: for a budget out of range; when traced, where the sampler is
@@ -201,6 +205,7 @@ def make_train_step(
     per_example, (outputs, model_state) = training_pass(train_key, state, batch)
     params, opt_state = update(state, per_example, draw)
     observation = observe(outputs, batch.targets, per_example.losses)
+    valid = True if budget is None else state.cost < budget
     new_state = TrainState(
       step=state.step + 1,
       cost=_add_cost(state.cost, draw, info),
@@ -208,12 +213,18 @@ def make_train_step(
       params=params,
       model_state=model_state,
       opt_state=opt_state,
-      sampler_state=sampler.observe(sampler_state, draw, observation),
+      sampler_state=sampler_state,
     )
-    valid = True if budget is None else state.cost < budget
-    if budget is not None:
-      new_state = _where(valid, new_state, state)
-    metrics = info | _training_metrics(draw, observation)
+    new_state = _where(valid, new_state, state)
+    new_state = new_state._replace(
+      sampler_state=when(
+        valid,
+        lambda old: sampler.observe(old, draw, observation),
+        new_state.sampler_state,
+      )
+    )
+    metrics = info | _training_metrics(draw, observation, num_examples(data))
+    metrics |= _clipped_mass(new_state.opt_state)
     return new_state, metrics | {
       'cost': new_state.cost,
       'valid': jnp.asarray(valid),
@@ -230,16 +241,32 @@ def _add_cost(cost, draw, info) -> jax.Array:
   return jnp.where(total < cost, jnp.uint32(2**32 - 1), total)
 
 
-def _training_metrics(draw, observation: Observation) -> Metrics:
+def _training_metrics(draw, observation: Observation, size: int) -> Metrics:
   weights = importance_weights(draw.probabilities, draw.target_probabilities)
   values = {'loss': observation.losses} | observation.statistics
-  return {
-    name: weighted_mean(value, weights) for name, value in values.items()
-  } | {'effective_sample_size': effective_sample_size(weights)}
+  traces = trace_covariances(
+    observation.scores, draw.probabilities, draw.target_probabilities, size
+  )
+  return (
+    {name: weighted_mean(value, weights) for name, value in values.items()}
+    | {f'trace_{name}': trace for name, trace in traces._asdict().items()}
+    | {
+      'effective_sample_size': effective_sample_size(weights),
+      'largest_weight': jnp.max(weights),
+    }
+  )
+
+
+def _clipped_mass(opt_state: PyTree) -> Metrics:
+  """What `clip_weights` reports, where it is in use."""
+  mass = optax.tree.get(opt_state, 'clipped_mass')
+  return {} if mass is None else {'clipped_mass': mass}
 
 
 def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
   """The one state or the other; the key is the same in both."""
+  if condition is True:
+    return if_true
   chosen = jax.tree.map(
     lambda t, f: t if t is f else jnp.where(condition, t, f),
     if_true._replace(key=None),

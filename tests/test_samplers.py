@@ -23,8 +23,18 @@ VARIANTS = {
   'presample': (
     {'pool_size': 4, 'tau_threshold': 0.0},
     {'pool_size': 3, 'tau_threshold': 0.0, 'tau_from': 'batch', 'mix': 0.5},
+    {'pool_size': 3, 'tau_threshold': 0.0, 'resampling': 'systematic'},
+    {'pool_size': 3, 'tau_threshold': 0.0, 'resampling': 'stratified'},
   ),
-  'record_weighted': ({'law': True, 'mix': 0.5},),
+  'record_weighted': (
+    {'law': True, 'mix': 0.5},
+    {'scores': True, 'mix': 0.25, 'draws': 'epoch'},
+  ),
+  'memory': (
+    {'rebuild_every': 2, 'pressure': 10.0, 'mix': 0.5},
+    {'remember': 'p_sgd', 'decay': 'mean', 'auto_off': True},
+  ),
+  'class_balanced': ({'draws': 'epoch'},),
 }
 CASES = [
   pytest.param(name, options, id=f'{name}-{index}')
@@ -43,8 +53,8 @@ def make(name, options, n=4, b=2, records=None):
   options = dict(options)
   if records is not None:
     options['record_weights'] = jnp.asarray(records, jnp.float32)
-  if 'law' in options:
-    options['law'] = jnp.arange(1, n + 1, dtype=jnp.float32)
+  for name_of_law in {'law', 'scores'} & set(options):
+    options[name_of_law] = jnp.arange(1, n + 1, dtype=jnp.float32)
   if name == 'class_balanced':
     options.setdefault('labels', jnp.array([0, 1, 1, 1, 2, 0, 0, 2])[:n] % 2)
   return SAMPLERS[name](n, b, **options)
@@ -58,7 +68,7 @@ def score_of(indices):
 def observation(draw):
   """What a training pass would report."""
   scores = score_of(draw.indices)
-  return Observation(losses=scores, scores=scores, statistics={})
+  return Observation(scores, scores, {'label_probability': 1 / (1 + scores)})
 
 
 def advance(sampler, state, key):
@@ -188,7 +198,7 @@ def test_propose_and_select_follow_the_law(name, options, key):
 
   @jax.jit
   def draws(key):
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     state, _, _ = advance(sampler, sampler.init(keys[0]), keys[1])
     indices, needs_scores = sampler.propose(keys[2], state)
     pool = jnp.arange(indices.shape[0], dtype=jnp.int32) % n
@@ -196,7 +206,7 @@ def test_propose_and_select_follow_the_law(name, options, key):
     draw, _, _ = sampler.select(keys[3], state, pool, scores)
     laws = sampler.law(state, scores, pool)
     last = jnp.max(jnp.where(laws[1] > 0, jnp.arange(len(pool)), 0))
-    slot = draw.slots[jax.random.randint(keys[3], (), 0, b)]
+    slot = draw.slots[jax.random.randint(keys[4], (), 0, b)]
     return indices[0], indices[last], slot, laws
 
   first, last, slots, laws = jax.vmap(draws)(jax.random.split(key, 20_000))
@@ -277,12 +287,6 @@ def test_shuffle_sees_every_example_once_an_epoch(key):
     np.sort(epochs, 1), np.tile(np.arange(7), (6, 1))
   )
   assert len({tuple(epoch) for epoch in epochs}) == 6
-
-
-def test_shuffle_refuses_a_batch_larger_than_the_set():
-  """With the remedy."""
-  with pytest.raises(ValueError, match='uniform sampler takes any'):
-    SAMPLERS['shuffle'](3, 4)
 
 
 def test_presample_reports_the_pools_law(key):
@@ -419,6 +423,25 @@ def test_the_gate_follows_tau_across_the_threshold_both_ways(key):
   assert [course[3], course[8], course[14]] == [False, True, False]
 
 
+def test_presample_predicts_what_it_gains(key):
+  """At tau 2.31, B = 5b = 80, it breaks even; before any tau it gains none."""
+  sampler = SAMPLERS['presample'](1000, 16)
+  state = sampler.init(key)
+  tau = np.sqrt(16 / 3)
+  for known, equivalent in ((0.0, 1 / (1 / 16 + 15 / 16 / 80)), (tau, 128 / 3)):
+    state = state._replace(
+      tau_sum=jnp.float32(known), tau_share=jnp.float32(known > 0)
+    )
+    indices, _ = sampler.propose(key, state)
+    _, _, info = sampler.select(key, state, indices, jnp.ones(80))
+    np.testing.assert_allclose(
+      info['equivalent_batch_size'], equivalent, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      info['predicted_cost_ratio'], 128 / 3 / equivalent, rtol=1e-5
+    )
+
+
 def test_default_threshold_is_the_break_even_one():
   """B = 5 b = 80: on at 2.31 and not below; the paper's is 2.67."""
   for threshold, tau_on, tau_off in (
@@ -444,6 +467,12 @@ def test_default_threshold_is_the_break_even_one():
     ({'tau_decay': 1.0}, r'tau_decay must be in \[0, 1\); got 1.0'),
     ({'mix': 2}, r'mix must be in \[0, 1\]; got 2'),
     ({'tau_from': 'loss'}, "tau_from must be one of 'pool', 'batch'"),
+    ({'resampling': 'residual'}, "one of 'multinomial', 'systematic', 'strat"),
+    ({'resampling': 'top_k'}, "'top_k' does not draw .* biased.*'systematic'"),
+    (
+      {'resampling': 'without_replacement'},
+      r'biased.*call resampling\.without_replacement',
+    ),
   ],
 )
 def test_presample_names_bad_options(options, message):
@@ -471,14 +500,80 @@ def test_record_weighted_needs_no_weight_where_it_draws_by_records(key):
   assert 2 not in set(np.asarray(indices))
 
 
-def test_record_weighted_refuses_a_law_that_leaves_records_out():
-  """A zero where the objective counts, unless it is mixed in."""
-  options = {'record_weights': jnp.array(RECORDS), 'law': jnp.eye(4)[0]}
-  with pytest.raises(ValueError, match=r'law\[1\] is 0, .* mix'):
-    SAMPLERS['record_weighted'](4, 2, **options)
-  SAMPLERS['record_weighted'](4, 2, mix=0.1, **options)
-  with pytest.raises(ValueError, match=r'law must have one .* \(4,\)'):
-    SAMPLERS['record_weighted'](4, 2, law=jnp.ones(3))
+def test_record_weighted_tilts_by_scores(key):
+  """p is r s over its sum, mixed with r/R; the target stays r/R."""
+  scores, records = np.array([4.0, 1.0, 9.0, 0.0]), np.array(RECORDS)
+  sampler = SAMPLERS['record_weighted'](
+    4, 2, record_weights=jnp.array(records), scores=jnp.array(scores), mix=0.2
+  )
+  tilted = records * scores / (records @ scores)
+  law, _ = sampler.law(sampler.init(key), jnp.zeros(2))
+  np.testing.assert_allclose(law, 0.8 * tilted + 0.2 * records / 8, rtol=1e-6)
+  state = sampler.init(key)
+  np.testing.assert_allclose(state.target_probabilities, records / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'law': jnp.eye(4)[0]}, r'law\[1\] is 0, .* mix'),
+    ({'scores': jnp.array([1.0, 1, 0, 0])}, r'scores\[3\] is 0, .* mix'),
+    ({'law': jnp.ones(3)}, r'law must have one .* \(4,\).*\(3,\)'),
+    ({'scores': jnp.ones((4, 1))}, r'scores must have one .* \(4, 1\)'),
+    ({'scores': -jnp.ones(4)}, r'weights\[0\] = -1'),
+    ({'law': jnp.ones(4), 'scores': jnp.ones(4)}, 'law and scores must not'),
+    ({'draws': 'epochs'}, "one of 'independent', 'epoch'; got 'epochs'"),
+  ],
+)
+def test_record_weighted_names_bad_options(options, message):
+  """A zero where the objective counts, a wrong shape, two laws at once."""
+  with pytest.raises(ValueError, match=message):
+    SAMPLERS['record_weighted'](
+      4, 2, record_weights=jnp.array(RECORDS), **options
+    )
+
+
+def test_a_share_of_the_target_keeps_what_a_law_leaves_out(key):
+  """With mix a law may be zero where the objective counts."""
+  for options in ({'law': jnp.eye(4)[0]}, {'scores': jnp.eye(4)[0]}):
+    sampler = SAMPLERS['record_weighted'](4, 2, mix=0.1, **options)
+    law, _ = sampler.law(sampler.init(key), jnp.zeros(2))
+    np.testing.assert_allclose(law, [0.925, 0.025, 0.025, 0.025], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [
+    ('record_weighted', {'law': True, 'draws': 'epoch'}),
+    ('class_balanced', {'draws': 'epoch'}),
+  ],
+)
+def test_weighted_epochs_show_each_example_as_often_as_its_law(
+  name, options, key
+):
+  """Floor or ceil of N p_i, where batches run across the border: N 7, b 3."""
+  n = 7
+  sampler = make(name, options, n, 3)
+  state = sampler.init(key)
+  _, draws = jax.jit(
+    lambda state, keys: lax.scan(
+      lambda state, k: advance(sampler, state, k)[:2], state, keys
+    )
+  )(state, jax.random.split(key, 14))
+  epochs = np.asarray(draws.indices).reshape(6, n)
+  assert len({tuple(epoch) for epoch in epochs}) == 6
+  counts = np.array([np.bincount(epoch, minlength=n) for epoch in epochs])
+  high, low = np.asarray(state.table.mass).T  # of m_i = N p_i 2^32
+  assert ((counts == high) | (counts == high + (low > 0))).all()
+
+
+@pytest.mark.parametrize('name', ['shuffle', 'record_weighted'])
+def test_epochs_refuse_a_batch_larger_than_the_set(name):
+  """With the remedies."""
+  options = {} if name == 'shuffle' else {'draws': 'epoch'}
+  message = "at most num_examples, 3, .* got 4.*uniform.*draws='independent'"
+  with pytest.raises(ValueError, match=message):
+    SAMPLERS[name](3, 4, **options)
 
 
 COUNTS = (2555, 227, 621, 2552)  # of the question that this answers
@@ -497,7 +592,7 @@ def test_class_balanced_draws_every_class_alike(key):
   counts = np.bincount(labels[indices], minlength=4)
   assert stats.chisquare(counts).pvalue > 1e-3
   # one epoch of N draws shows each image of the smallest class 6.56 times
-  rarest = float(state.probabilities[2555]) * len(labels)
+  rarest = float(sampler.law(state, None)[0][2555]) * len(labels)
   np.testing.assert_allclose(rarest, 6.56, atol=0.005)
 
 

@@ -8,6 +8,7 @@ factory takes (num_examples, batch_size, **options).
 from collections.abc import Callable
 
 from isjax.samplers.class_balanced import class_balanced
+from isjax.samplers.memory import memory
 from isjax.samplers.presample import presample
 from isjax.samplers.record_weighted import record_weighted
 from isjax.samplers.shuffle import shuffle
@@ -18,6 +19,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   'uniform': uniform,
   'shuffle': shuffle,
   'presample': presample,
+  'memory': memory,
   'record_weighted': record_weighted,
   'class_balanced': class_balanced,
 }
@@ -25,6 +27,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 __all__ = [
   'SAMPLERS',
   'class_balanced',
+  'memory',
   'presample',
   'record_weighted',
   'shuffle',
