@@ -7,7 +7,8 @@ CONFIG is a file of configs/. Finished runs are skipped, so that a sweep that
 was stopped goes on where it was. --workers: processes, each of which takes
 whole cells (default: one per core on CPU, 1 elsewhere). --folder: where runs
 and results go (default: runs/NAME). --config.field=value changes a setting of
-every run; the sweep then leaves that field alone.
+every run; the sweep then leaves that field alone. A config that names a study
+computes it, in one process.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,14 @@ from typing import Any
 
 import jax
 
-from experiments import artifacts, comparisons, figures, settings, tables
+from experiments import (
+  artifacts,
+  comparisons,
+  figures,
+  settings,
+  studies,
+  tables,
+)
 from experiments.program import ARGUMENTS, Program, check
 from experiments.progress import Progress
 from experiments.settings import SettingsError
@@ -172,6 +180,10 @@ def main(arguments: list[str]) -> int:
     command = settings.parse(arguments)
     module, config, changes = settings.load(command.path, command.changes)
     folder = pathlib.Path(command.folder or f'runs/{config["name"]}')
+    if 'study' in config:
+      study = settings.choose(studies.STUDIES, config['study'], 'study')
+      studies.run(study, module, config, changes, folder)
+      return 0
     configs = settings.runs(module, config, changes)
     todo = unfinished(configs, folder)
     cells = list(settings.iterate_cells(todo, ARGUMENTS))

@@ -104,6 +104,15 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(line)} |' for line in table)
 
 
+def show(text: str) -> None:
+  """Prints Markdown: laid out on a terminal, as it is elsewhere."""
+  console = rich.console.Console()
+  if console.is_terminal:
+    console.print(rich.markdown.Markdown(text))
+  else:
+    print(text)
+
+
 def _markdown(table: list[Row], baseline: Row) -> str:
   return markdown(_HEADER, [_cells(row, baseline) for row in table])
 
@@ -180,9 +189,5 @@ def write(
   with artifacts.atomic_write(folder / 'table.md') as file:
     file.write(text)
   write_csv(records, folder / 'runs.csv')
-  console = rich.console.Console()
-  if console.is_terminal:
-    console.print(rich.markdown.Markdown(text))
-  else:
-    print(text)
+  show(text)
   print(f'table: {folder / "table.md"}, {folder / "runs.csv"}')

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
 
 # Stands for every interpreter: it notes how it was called, and makes .venv.
 STUB = f"""#!/bin/bash
@@ -129,7 +130,7 @@ def test_a_wrong_config_is_one_line():
     ROOT, 'configs/nothing.py', ISJAX_VENV='system', PYTHON=sys.executable
   )
   assert outcome.returncode == 2
+  there = ', '.join(f'configs/{c.name}' for c in sorted(CONFIGS.glob('*.py')))
   assert outcome.stderr == (
-    "error: there is no config file 'configs/nothing.py'; there are "
-    'configs/digits.py.\n'
+    f"error: there is no config file 'configs/nothing.py'; there are {there}.\n"
   )

@@ -1,7 +1,8 @@
 """Named data sets as Batches of arrays on the default device."""
 
+from isjax.data.duplicates import merge_duplicates
 from isjax.data.metadata import Metadata
 from isjax.data.named import EMBEDDED, load
 from isjax.data.preprocess import rescale
 
-__all__ = ['EMBEDDED', 'Metadata', 'load', 'rescale']
+__all__ = ['EMBEDDED', 'Metadata', 'load', 'merge_duplicates', 'rescale']

@@ -3,6 +3,7 @@
 import numpy as np
 
 from isjax.data.metadata import Metadata, assemble
+from isjax.data.splits import stratified_test
 from isjax.types import Batch
 
 _NUM_TEST = 450
@@ -13,8 +14,7 @@ _MAX_VALUE = 16
 def load(split: str) -> tuple[Batch, Metadata]:
   """Returns 'train' (1347) or 'test' (450) of the 8x8 digits, values 0..16.
 
-  The split is stratified and the same everywhere and for ever: numpy has
-  frozen the stream of `RandomState`. Within a split the images keep
+  The split is that of `stratified_test`; within it the images keep
   scikit-learn's order.
 
   Source: Alpaydin & Kaynak (1998), UCI, doi.org/10.24432/C50P49, test part.
@@ -22,7 +22,7 @@ def load(split: str) -> tuple[Batch, Metadata]:
   from sklearn import datasets
 
   bunch = datasets.load_digits()
-  is_test = _is_test(bunch.target)
+  is_test = stratified_test(bunch.target, _NUM_TEST)
   chosen = is_test if split == 'test' else ~is_test
   return assemble(
     'digits',
@@ -32,22 +32,3 @@ def load(split: str) -> tuple[Batch, Metadata]:
     num_classes=_NUM_CLASSES,
     max_value=_MAX_VALUE,
   )
-
-
-def _is_test(labels: np.ndarray) -> np.ndarray:
-  """Marks the images of the test split, bool[N]."""
-  random = np.random.RandomState(0)
-  is_test = np.zeros(len(labels), bool)
-  for label, quota in enumerate(_quotas(np.bincount(labels))):
-    members = random.permutation(np.flatnonzero(labels == label))
-    is_test[members[:quota]] = True
-  return is_test
-
-
-def _quotas(counts: np.ndarray) -> np.ndarray:
-  """Shares the test images out over the classes by largest remainders."""
-  shares = _NUM_TEST * counts / counts.sum()
-  quotas = shares.astype(int)
-  by_remainder = np.argsort(quotas - shares, kind='stable')
-  quotas[by_remainder[: _NUM_TEST - quotas.sum()]] += 1
-  return quotas

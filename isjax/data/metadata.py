@@ -1,4 +1,4 @@
-"""What every source of data delivers: a Batch of images and its Metadata."""
+"""What every source of data delivers: a Batch of examples and its Metadata."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ class Metadata(NamedTuple):
   split:        'train' or 'test'.
   num_examples: N >= 1.
   num_classes:  K, the same for both splits.
-  input_shape:  (H, W, C) of one image.
-  max_value:    the pixel value that stands for 1.0; see `rescale`.
+  input_shape:  of one example: (H, W, C) of an image, (F,) of features.
+  max_value:    the pixel value that stands for 1.0, see `rescale`; None for
+                features, which are floats already.
   class_counts: K numbers >= 0 that sum to N; a class that the split lacks
                 counts 0.
   """
@@ -27,32 +28,33 @@ class Metadata(NamedTuple):
   split: str
   num_examples: int
   num_classes: int
-  input_shape: tuple[int, int, int]
-  max_value: int
+  input_shape: tuple[int, ...]
+  max_value: int | None
   class_counts: tuple[int, ...]
 
 
 def assemble(
   name: str,
   split: str,
-  images: np.ndarray,
+  inputs: np.ndarray,
   labels: np.ndarray,
   *,
   num_classes: int,
-  max_value: int = 255,
+  max_value: int | None = 255,
 ) -> tuple[Batch, Metadata]:
   """Puts the arrays of one split on the default device and describes them.
 
   Args:
     name: of the data set.
     split: 'train' or 'test'.
-    images: u8[N, H, W, C], kept in this type: a quarter of float32's memory.
+    inputs: images u8[N, H, W, C], kept in this type, a quarter of float32's
+      memory; or features f32[N, F].
     labels: integers [N], each in [0, K).
     num_classes: K.
-    max_value: the pixel value that stands for 1.0.
+    max_value: the pixel value that stands for 1.0; None for features.
 
   Returns:
-    Batch of inputs u8[N, H, W, C] and targets i32[N], and its Metadata.
+    Batch of the inputs and of targets i32[N], and its Metadata.
 
   Raises:
     ValueError: where a label is no class number, as in splits that are
@@ -71,8 +73,8 @@ def assemble(
     split=split,
     num_examples=len(labels),
     num_classes=num_classes,
-    input_shape=images.shape[1:],
+    input_shape=inputs.shape[1:],
     max_value=max_value,
     class_counts=tuple(counts.tolist()),
   )
-  return Batch(jnp.asarray(images), jnp.asarray(labels)), metadata
+  return Batch(jnp.asarray(inputs), jnp.asarray(labels)), metadata

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from isjax import _validate
-from isjax.data import digits, npz, synthetic, tfds
+from isjax.data import digits, npz, synthetic, tabular, tfds
 from isjax.data.metadata import SPLITS, Metadata
 from isjax.types import Batch
 
@@ -19,8 +19,9 @@ def load(
   """Loads one split of a data set onto the default device.
 
   The name is looked up, in this order, among the embedded sets 'digits' and
-  'synthetic', as the file NAME.npz in the data folder, and as a prepared set
-  of tensorflow-datasets, NAME[/CONFIG][:VERSION], in the folder TFDS_DATA_DIR
+  'synthetic', as the file NAME.npz in the data folder, as FILE/NAME, one of
+  the sets of features in FILE.npz there, and as a prepared set of
+  tensorflow-datasets, NAME[/CONFIG][:VERSION], in the folder TFDS_DATA_DIR
   (else ~/tensorflow_datasets). Nothing is ever downloaded.
 
   Args:
@@ -30,9 +31,10 @@ def load(
       ISJAX_DATA_DIR where it is None.
 
   Returns:
-    Batch of inputs u8[N, H, W, C] and targets i32[N] without record weights,
-    and its Metadata. Scale the inputs by `rescale(metadata.max_value)` inside
-    the step.
+    Batch of inputs u8[N, H, W, C], or features f32[N, F], and targets i32[N],
+    without record weights, and its Metadata. Scale images by
+    `rescale(metadata.max_value)` inside the step; features are used as they
+    are.
 
   Raises:
     ValueError: for a name that is nowhere, which lists the names that are, or
@@ -47,6 +49,9 @@ def load(
   folder = _data_folder(data_dir)
   if folder is not None and (folder / f'{name}.npz').is_file():
     return npz.load(folder / f'{name}.npz', split)
+  file, _, member = name.rpartition('/')
+  if folder is not None and file and (folder / f'{file}.npz').is_file():
+    return tabular.load(folder / f'{file}.npz', member, split)
   if not tfds.is_known(name):
     raise ValueError(_unknown(name, folder))
   return tfds.load(name, split)
@@ -73,7 +78,7 @@ def _unknown(name: str, folder: pathlib.Path | None) -> str:
   hint = f' Did you mean {close[0]!r}?' if close else ''
   where = f'in {folder}' if folder else 'in the folder ISJAX_DATA_DIR (not set)'
   return (
-    f'no data set is called {name!r}.{hint} There are:\n'
+    f'no data set is called {name!r}.{hint}\nThere are:\n'
     f'  embedded: {", ".join(EMBEDDED)}\n'
     f'  NAME.npz {where}: {", ".join(stems) or "none"}\n'
     f'  tensorflow-datasets: {len(library)} names, prepared in {tfds.root()}'

@@ -51,7 +51,7 @@ def load(path: pathlib.Path, split: str) -> tuple[Batch, Metadata]:
   y_train, y_test, images = _read(path, ('y_train', 'y_test', f'x_{split}'))
   labels = {'train': y_train, 'test': y_test}
   for name in SPLITS:
-    _check_range(path, f'y_{name}', labels[name])
+    check_range(path, f'y_{name}', labels[name])
   return assemble(
     path.stem,
     split,
@@ -63,7 +63,7 @@ def load(path: pathlib.Path, split: str) -> tuple[Batch, Metadata]:
 
 def _read_headers(path: pathlib.Path) -> dict[str, _Header]:
   """Reads shape and type of the four arrays, and none of their data."""
-  with _errors_named(path), zipfile.ZipFile(path) as archive:
+  with errors_named(path), zipfile.ZipFile(path) as archive:
     members = map(pathlib.PurePath, archive.namelist())
     names = [member.stem for member in members if member.suffix == '.npy']
     found = set(KEYS).intersection(names)
@@ -91,7 +91,7 @@ def _check_headers(path: pathlib.Path, headers: dict[str, _Header]) -> None:
   for split in SPLITS:
     images, labels = headers[f'x_{split}'], headers[f'y_{split}']
     _check_images(f'{path}: x_{split}', images)
-    _check_labels(f'{path}: y_{split}', labels)
+    check_labels(f'{path}: y_{split}', labels)
     if images.shape[0] != labels.shape[0] or not labels.shape[0]:
       raise ValueError(
         f'{path}: x_{split} and y_{split} must be of one length of at least '
@@ -118,7 +118,8 @@ def _check_images(where: str, header: _Header) -> None:
     )
 
 
-def _check_labels(where: str, header: _Header) -> None:
+def check_labels(where: str, header: _Header | np.ndarray) -> None:
+  """Raises a ValueError that begins with `where` unless integers [N] came."""
   if not np.issubdtype(header.dtype, np.integer):
     raise ValueError(
       f'{where} must be integers; got {header.dtype}. Number the classes: '
@@ -131,7 +132,8 @@ def _check_labels(where: str, header: _Header) -> None:
     )
 
 
-def _check_range(path: pathlib.Path, key: str, labels: np.ndarray) -> None:
+def check_range(path: pathlib.Path, key: str, labels: np.ndarray) -> None:
+  """Raises ValueError unless the labels [N], N >= 1, are class numbers."""
   low, high = int(labels.min()), int(labels.max())
   if low < 0 or high >= _MAX_CLASSES:
     raise ValueError(
@@ -141,12 +143,12 @@ def _check_range(path: pathlib.Path, key: str, labels: np.ndarray) -> None:
 
 
 def _read(path: pathlib.Path, keys: tuple[str, ...]) -> list[np.ndarray]:
-  with _errors_named(path), np.load(path, allow_pickle=False) as arrays:
+  with errors_named(path), np.load(path, allow_pickle=False) as arrays:
     return [arrays[key] for key in keys]
 
 
 @contextlib.contextmanager
-def _errors_named(path: pathlib.Path) -> Iterator[None]:
+def errors_named(path: pathlib.Path) -> Iterator[None]:
   """Turns whatever a damaged file raises into a ValueError with its name."""
   try:
     yield

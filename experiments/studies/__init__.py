@@ -1,0 +1,14 @@
+"""Studies: what a config computes that is no training sweep.
+
+A config asks for one by its name, config['study'].
+"""
+
+from experiments.studies import gradient_variance, weighted_epochs
+from experiments.studies.study import Study, UnavailableError, run
+
+STUDIES: dict[str, Study] = {
+  'gradient_variance': gradient_variance.STUDY,
+  'weighted_epochs': weighted_epochs.STUDY,
+}
+
+__all__ = ['STUDIES', 'Study', 'UnavailableError', 'run']
