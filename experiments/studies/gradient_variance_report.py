@@ -152,7 +152,7 @@ def figures(results: list[dict[str, Any]]) -> dict[str, plt.Figure]:
   )
   last = _steps(results[-1])[-1]
   axes[-1, 1].set_xlabel(
-    f'largest importance weight, step {last} (orange: > {_LARGE_WEIGHT:.0f})'
+    f'largest importance weight, step {last}\n(orange: > {_LARGE_WEIGHT:.0f})'
   )
   figure.legend(
     *axes[0, 0].get_legend_handles_labels(),
