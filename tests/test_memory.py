@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isjax.samplers import memory
-from isjax.samplers.memory import diagnostics
+from isjax.samplers import diagnostics, memory
 from isjax.types import Observation
 
 N, B = 6, 4

@@ -8,7 +8,7 @@ factory takes (num_examples, batch_size, **options).
 from collections.abc import Callable
 
 from isjax.samplers.class_balanced import class_balanced
-from isjax.samplers.memory import memory
+from isjax.samplers.memory import diagnostics, memory
 from isjax.samplers.presample import presample
 from isjax.samplers.record_weighted import record_weighted
 from isjax.samplers.shuffle import shuffle
@@ -27,6 +27,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 __all__ = [
   'SAMPLERS',
   'class_balanced',
+  'diagnostics',
   'memory',
   'presample',
   'record_weighted',
