@@ -48,7 +48,7 @@ setuptools.setup(
       'ruff>=0.15',
       'tensorboardX>=2.6.2',
     ],
-    'bench': ['torch>=2.4'],
+    'bench': ['flashbax>=0.1.3', 'torch>=2.4', 'vose>=0.2.5'],
     'cuda13': ['jax[cuda13]>=0.10.0'],
     'tpu': ['jax[tpu]>=0.10.0'],
     'prepare': ['tensorflow-cpu>=2.18'],

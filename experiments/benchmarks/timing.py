@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import datetime
 import importlib.metadata
 import importlib.util
+import math
 import operator
 import os
 import pathlib
@@ -109,6 +110,7 @@ def interleave(
   *,
   rounds: int,
   warmups: int = 2,
+  seconds: float = math.inf,
   clock: Callable[[], Seconds] = clock,
 ) -> dict[str, Timing]:
   """Times contenders in turns: A B C A B C ..., so that drift hits them alike.
@@ -119,18 +121,28 @@ def interleave(
   Args:
     contenders: by name.
     rounds: measured calls of each.
-    warmups: rounds before them, which compile and fill the caches.
+    warmups: rounds before them, at least one, which compile and fill the
+      caches.
+    seconds: that the turns of one contender may take in all, judged by its
+      last warm-up. A slower one sits out rounds, at even distances, but takes
+      part in three.
     clock: reads the seconds.
 
   Returns:
     The timing of a step of each contender.
   """
   samples: dict[str, list[Seconds]] = {name: [] for name in contenders}
+  turns = {}
   for _ in range(warmups):
-    for contender in contenders.values():
+    for name, contender in contenders.items():
+      start = clock()
       contender.run()
-  for _ in range(rounds):
+      turn = 2 * (clock().elapsed - start.elapsed)
+      turns[name] = _turns(turn, rounds, seconds)
+  for i in range(rounds):
     for name, (run, steps) in contenders.items():
+      if turns[name] * (i + 1) // rounds == turns[name] * i // rounds:
+        continue
       run()
       start = clock()
       run()
@@ -139,6 +151,13 @@ def interleave(
         Seconds(*((e - s) / steps for s, e in zip(start, end, strict=True)))
       )
   return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _turns(turn: float, rounds: int, seconds: float) -> int:
+  """How many turns of so many seconds fit; at least three if there are."""
+  if turn * rounds <= seconds:
+    return rounds
+  return min(rounds, max(3, int(seconds / turn)))
 
 
 class Target(NamedTuple):
