@@ -111,8 +111,12 @@ def _update(tree: SumTree, indices: jax.Array, scores: jax.Array) -> SumTree:
   levels = [leaves.at[nodes].max(_usable(scores), mode='drop')]
   for level in upper:
     nodes = nodes // _FAN_OUT
-    sums = _sums(_children(levels[-1], nodes))
-    levels.append(level.at[nodes].set(sums, mode='drop'))
+    if level.shape[0] <= nodes.shape[0]:  # fewer parents than updates: all
+      sums = _sums(_rows(levels[-1]))
+      levels.append(jnp.pad(sums, (0, level.shape[0] - sums.shape[0])))
+    else:
+      sums = _sums(_children(levels[-1], nodes))
+      levels.append(level.at[nodes].set(sums, mode='drop'))
   return SumTree(tuple(levels))
 
 

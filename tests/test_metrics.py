@@ -42,7 +42,7 @@ def test_label_probability_is_the_softmax_at_the_label():
 
 @pytest.mark.parametrize('transform', [lambda f: f, jax.jit])
 def test_trace_covariances_are_exactly_unbiased(transform):
-  """Over all triples of draws: the closed forms under three laws, record
+  """TraceCovariances over all triples of draws: the closed forms, record
   weights and a mean gradient included.
   """
   p = np.array([0.4, 0.3, 0.2, 0.1])
