@@ -119,7 +119,7 @@ def make_train_step(
   """
   if budget is not None:
     _validate.budgets(budget=budget)
-    budget = jnp.asarray(budget).astype(jnp.uint32)
+    budget = jnp.asarray(budget, jnp.uint32)
   tx = optax.with_extra_args_support(tx)
 
   def view(key: jax.Array, data: Batch, slots: jax.Array, indices: jax.Array):
@@ -165,7 +165,7 @@ def make_train_step(
 
     return per_example_gradient(losses_fn, has_aux=True)(state.params)
 
-  def update(state, per_example, draw):
+  def update(state, per_example, draw, targets):
     progress = {}
     if budget is not None:
       progress['progress'] = jnp.minimum(
@@ -177,6 +177,7 @@ def make_train_step(
       state.params,
       probabilities=draw.probabilities,
       target_probabilities=draw.target_probabilities,
+      targets=targets,
       **progress,
     )
     _expect_gradient(updates, state.params)
@@ -203,7 +204,7 @@ def make_train_step(
     )
     batch = view(view_key, data, draw.slots, draw.indices)
     per_example, (outputs, model_state) = training_pass(train_key, state, batch)
-    params, opt_state = update(state, per_example, draw)
+    params, opt_state = update(state, per_example, draw, batch.targets)
     observation = observe(outputs, batch.targets, per_example.losses)
     valid = True if budget is None else state.cost < budget
     new_state = TrainState(

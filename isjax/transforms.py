@@ -7,6 +7,7 @@ weights / b back, once:
 
     optax.chain(
       scale_by_importance(num_examples),  # first: w_i = pi_i / p_i
+      scale_by_absgd(temperature),        # from losses and weights so far
       clip_weights(10.0),                 # last, if at all
       average_gradient(),                 # one backward pass
       optax.adamw(1e-3),                  # and from here on plain optax
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from isjax import _validate
+from isjax.losses import target_distribution
 from isjax.types import PyTree
 from isjax.weights import importance_weights
 
@@ -32,6 +34,8 @@ _NORMALISERS = {
   'max': jnp.max,
   'mean': jnp.mean,
 }
+# These weight by loss: each makes the objective distributionally robust.
+_ROBUST = ('scale_by_absgd', 'scale_by_cvar', 'scale_by_chi_square')
 
 
 class PerExample:
@@ -95,12 +99,19 @@ class PerExample:
       name: of the transform that asks.
 
     Raises:
-      ValueError: after `clip_weights`, which has to be the last.
+      ValueError: after `clip_weights`, which has to be the last; for a
+        transform that the robust one before it would have to see.
     """
     if 'clip_weights' in self.applied:
       raise ValueError(
         f'{name} comes after clip_weights, whose cap it would undo: put '
         'clip_weights last before average_gradient().'
+      )
+    robust = [other for other in self.applied if other in _ROBUST]
+    if robust and name in ('scale_by_class', *_ROBUST):
+      raise ValueError(
+        f'{name} must come before {robust[0]}, whose weights depend on all '
+        f'earlier ones; and a chain has one of {", ".join(_ROBUST)}.'
       )
     return PerExample(
       self.losses, weights, self.pullback, (*self.applied, name)
@@ -271,6 +282,268 @@ def _expect_probabilities(probabilities: Any) -> None:
     )
 
 
+def _reweighting(
+  name: str, weigh: Callable[..., jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+  """A transform without state: weigh(per_example, **extra) -> f32[b]."""
+
+  def update_fn(updates, state, params=None, **extra):
+    del params
+    _expect_per_example(updates, name)
+    return updates.reweighted(weigh(updates, **extra), name), state
+
+  return optax.GradientTransformationExtraArgs(
+    optax.init_empty_state, update_fn
+  )
+
+
+def scale_by_class(
+  class_weights: jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each example's weight by that of its class.
+
+  `update` takes `targets=`, labels i32[b] or distributions f32[b, K]. Deferred
+  re-weighting is a schedule of `losses.deferred` in `by_progress`:
+
+      by_progress(lambda progress: scale_by_class(schedule(progress)))
+
+  Args:
+    class_weights: f32[K] >= 0, such as `losses.balanced_class_weights`.
+
+  Raises:
+    ValueError: in update, without targets or out of place.
+  """
+  num_classes = jnp.shape(class_weights)[0]
+
+  def of_target(target: jax.Array) -> jax.Array:
+    return jnp.sum(class_weights * target_distribution(target, num_classes))
+
+  def weigh(per_example, *, targets=None, **extra):
+    del extra
+    if targets is None:
+      raise ValueError(
+        'scale_by_class needs the targets of the batch: call '
+        'tx.update(updates, state, params, targets=batch.targets).'
+      )
+    return per_example.weights * jax.vmap(of_target)(targets)
+
+  return _reweighting('scale_by_class', weigh)
+
+
+def self_normalise_weights() -> optax.GradientTransformationExtraArgs:
+  """Divides the weights by their mean over the batch.
+
+  That fixes the step's size and biases the estimate, by order 1/b. The class
+  weighted mean of other libraries is this after `scale_by_class`. A batch whose
+  weights are all 0 stays as it is.
+
+  Raises:
+    ValueError: in update, out of place.
+  """
+
+  def weigh(per_example, **extra):
+    del extra
+    mean = jnp.mean(per_example.weights)
+    return per_example.weights / jnp.where(mean > 0, mean, 1.0)
+
+  return _reweighting('self_normalise_weights', weigh)
+
+
+def _over_temperature(
+  losses: jax.Array, weights: jax.Array, temperature: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns ((losses - top) / temperature, top).
+
+  The top is the loss where losses / temperature is largest, among examples
+  with a weight. The difference of two close losses is exact; their ratios to a
+  small temperature are not.
+  """
+  sign = jnp.where(temperature > 0, 1.0, -1.0)
+  top = jnp.max(sign * losses, where=weights != 0, initial=-jnp.inf)
+  top = jnp.where(jnp.isfinite(top), sign * top, 0.0)
+  return (losses - top) / temperature, top
+
+
+class ScaleByAbsgdState(NamedTuple):
+  """The normaliser u = exp(anchor / temperature + log_u) of `scale_by_absgd`.
+
+  count:       i32[], updates made, which a schedule of the temperature
+               follows.
+  temperature: f32[], of the last update; infinite where there is no u yet.
+  anchor:      f32[], a loss close to temperature log u.
+  log_u:       f32[], the rest of the logarithm.
+  """
+
+  count: jax.Array
+  temperature: jax.Array
+  anchor: jax.Array
+  log_u: jax.Array
+
+
+def scale_by_absgd(
+  temperature: float | jax.Array | optax.Schedule,
+  *,
+  decay: float | jax.Array = 0.9,
+  authors_alpha: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each example's weight w by exp(loss / temperature) / u.
+
+  u is a moving average of the batches' means of w exp(loss / temperature), so
+  that the update descends temperature log mean exp(loss / temperature): the
+  mean loss under the worst law, less temperature times the divergence of that
+  law from the target. Importance weights enter u as well: in the gradient
+  alone they would leave a bias of more than half. The mean weight of a batch
+  is at most 1 / (1 - decay).
+
+  The first batch sets u, and so does the first after a temperature that was
+  infinite or of the other sign. At any other change of temperature the
+  objective's running value, temperature log u, is held. A batch that is not
+  finite leaves u alone.
+
+  Args:
+    temperature: lambda, never 0. Near 0 the largest loss rules; at inf the
+      weights stay as they are; below 0 small losses are favoured, against
+      label noise. Small values work after a warm-up at inf only: see
+      `by_progress`. May be an array, or a schedule of the number of updates.
+    decay: 1 - gamma in [0, 1), share of the old u. 0 gives the softmax over
+      the batch, whose bias only a larger batch lowers.
+    authors_alpha: for the exact results of the authors' code, their alpha in
+      (0, 1]: u then starts at 0, and each batch enters it times alpha, so that
+      weights come out 1/alpha times as large, a hidden learning rate. Their
+      `abgamma` is 1 - decay.
+
+  Returns:
+    A transformation of PerExample.
+
+  Raises:
+    ValueError: on a bad argument; in update, out of place.
+
+  Source: Qi et al. (2020), arXiv:2012.06951, algorithm 1. Tilted empirical
+  risk, Li et al. (2021), arXiv:2007.01162, in its stochastic form is the same,
+  with tilt 1 / temperature.
+  """
+  if not callable(temperature):
+    _validate.positive(**{'|temperature|': abs(temperature)})
+  _validate.decays(decay=decay)
+  if authors_alpha is not None:
+    _validate.positive(authors_alpha=authors_alpha)
+    _validate.fractions(authors_alpha=authors_alpha)
+
+  def init_fn(params: PyTree) -> ScaleByAbsgdState:
+    del params
+    return ScaleByAbsgdState(
+      count=jnp.zeros((), jnp.int32),
+      temperature=jnp.full((), jnp.inf, jnp.float32),
+      anchor=jnp.zeros((), jnp.float32),
+      log_u=jnp.zeros((), jnp.float32),
+    )
+
+  def moving_average(state, now, anchor, batch):
+    has_u = now / state.temperature > 0
+    held = state.log_u * state.temperature + (state.anchor - anchor)
+    old = jnp.where(has_u, held / now, -jnp.inf)
+    kept = jnp.asarray(decay, jnp.float32)
+    if authors_alpha is None:
+      kept = jnp.where(has_u, kept, 0.0)
+    else:
+      batch += jnp.log(authors_alpha)
+    log_u = jnp.logaddexp(jnp.log(kept) + old, jnp.log1p(-kept) + batch)
+    return jnp.where(jnp.isinf(now), 0.0, log_u)
+
+  def update_fn(updates, state, params=None, **extra):
+    del params, extra
+    _expect_per_example(updates, 'scale_by_absgd')
+    now = temperature(state.count) if callable(temperature) else temperature
+    now = jnp.asarray(now, jnp.float32)
+    losses = updates.losses.astype(jnp.float32)
+    excess, anchor = _over_temperature(losses, updates.weights, now)
+    tilted = updates.weights * jnp.exp(excess)
+    tilted = jnp.where(updates.weights == 0, 0.0, tilted)
+    log_u = moving_average(state, now, anchor, jnp.log(jnp.mean(tilted)))
+    weights = jnp.where(tilted == 0, 0.0, tilted * jnp.exp(-log_u))
+    updates = updates.reweighted(weights, 'scale_by_absgd')
+    count = optax.safe_increment(state.count)
+    finite = jnp.all(jnp.isfinite(losses)) & jnp.isfinite(log_u)
+    state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      ScaleByAbsgdState(count, now, anchor, log_u),
+      state,
+    )
+    return updates, state._replace(count=count)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_cvar(
+  share: float | jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps the share of the batch with the largest losses, at 1/share weight.
+
+  The update descends the conditional value at risk, the mean of the largest
+  losses: those of the batch, so that it is biased on few examples. The share
+  is one of the total weight so far; the mean weight stays, and the example at
+  the border counts in part.
+
+  Args:
+    share: alpha in (0, 1]; 1 is the plain average.
+
+  Raises:
+    ValueError: for a share out of range; in update, out of place.
+
+  Source: Rockafellar & Uryasev (2000), doi:10.21314/JOR.2000.038.
+  """
+  _validate.positive(share=share)
+  _validate.fractions(share=share)
+
+  def weigh(per_example, **extra):
+    del extra
+    order = jnp.argsort(-per_example.losses)
+    weights = per_example.weights[order]
+    mass = jnp.cumsum(weights)
+    room = share * mass[-1] - (mass - weights)  # when an example's turn comes
+    taken = jnp.clip(room, 0.0, weights) / share
+    return jnp.zeros_like(weights).at[order].set(taken)
+
+  return _reweighting('scale_by_cvar', weigh)
+
+
+def scale_by_chi_square(
+  temperature: float | jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+  """Multiplies each weight by max(loss - level, 0) / temperature.
+
+  The level is such that the mean weight stays. The update descends the mean
+  loss under the worst law, less temperature/2 times the chi-square divergence
+  of that law from the target: of the batch, so that it is biased on few
+  examples. Unlike those of `scale_by_absgd`, weights grow linearly with the
+  loss, and the smallest losses get none.
+
+  Args:
+    temperature: lambda, never 0, as in `scale_by_absgd`.
+
+  Raises:
+    ValueError: for a temperature of 0; in update, out of place.
+
+  Source: Levy et al. (2020), arXiv:2010.05893, section 2.
+  """
+  _validate.positive(**{'|temperature|': abs(temperature)})
+
+  def weigh(per_example, **extra):
+    del extra
+    weights = per_example.weights
+    excess, _ = _over_temperature(per_example.losses, weights, temperature)
+    order = jnp.argsort(-excess)
+    mass = jnp.cumsum(weights[order])
+    moment = jnp.cumsum((weights * excess)[order])
+    # The level, were the first k examples to share the mass: with too few or
+    # too many of them it is too low.
+    level = jnp.max((moment - mass[-1]) / mass)
+    scaled = weights * jnp.maximum(excess - level, 0.0)
+    return jnp.where(weights == 0, 0.0, scaled)
+
+  return _reweighting('scale_by_chi_square', weigh)
+
+
 class ClipWeightsState(NamedTuple):
   """clipped_mass: f32[] in [0, 1), share of the last weights' sum cut off."""
 
@@ -355,6 +628,45 @@ def importance_weighted(
   )
 
 
+def by_progress(
+  make: Callable[[jax.Array], optax.GradientTransformation],
+) -> optax.GradientTransformationExtraArgs:
+  """Makes a transform whose parameters follow the run's progress.
+
+  How many steps a gated run takes is known only at its end, so that what
+  changes during a run does so by the share of the budget that is spent. One
+  compiled program covers all phases:
+
+      by_progress(lambda t: scale_by_absgd(jnp.where(t < 0.8, jnp.inf, 5.0)))
+
+  Args:
+    make: (progress f32[] in [0, 1]) -> a transform, made anew in every update;
+      its state must not depend on the progress. `update` takes `progress=`,
+      which `make_train_step` passes wherever it has a budget.
+
+  Raises:
+    ValueError: in update, without progress.
+  """
+
+  def init_fn(params: PyTree) -> PyTree:
+    return make(jnp.zeros((), jnp.float32)).init(params)
+
+  def update_fn(updates, state, params=None, *, progress=None, **extra):
+    _expect_progress(progress, 'by_progress')
+    tx = optax.with_extra_args_support(make(progress))
+    return tx.update(updates, state, params, progress=progress, **extra)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _expect_progress(progress: Any, name: str) -> None:
+  if progress is None:
+    raise ValueError(
+      f'{name} needs progress=, a number in [0, 1]: give make_train_step a '
+      'budget, or use a schedule of steps.'
+    )
+
+
 def scale_by_progress(
   schedule: optax.Schedule,
 ) -> optax.GradientTransformationExtraArgs:
@@ -374,11 +686,7 @@ def scale_by_progress(
 
   def update_fn(updates, state, params=None, *, progress=None, **extra):
     del params, extra
-    if progress is None:
-      raise ValueError(
-        'scale_by_progress needs progress=, a number in [0, 1]: give '
-        'make_train_step a budget, or use a schedule of steps.'
-      )
+    _expect_progress(progress, 'scale_by_progress')
     factor = schedule(progress)
     updates = jax.tree.map(lambda u: u * jnp.asarray(factor, u.dtype), updates)
     return updates, state

@@ -527,6 +527,12 @@ def test_record_weights_that_the_sampler_ignores_are_refused(data):
   jax.eval_shape(step, state, weighted)
 
 
+def test_the_largest_budget_is_taken(data):
+  """2^31, which int32 does not hold."""
+  step, state = make(data, uniform(N, 4), budget=2**31)
+  assert jax.eval_shape(step, state, data)[1]['valid'].shape == ()
+
+
 @pytest.mark.parametrize('budget', [0, -1, 2**31 + 1, 1.5])
 def test_a_budget_out_of_range_is_named(data, budget):
   """It is counted in 32 bits."""
