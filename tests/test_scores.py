@@ -1,12 +1,24 @@
 """scores.py: each score against its closed form."""
 
+import functools
+from typing import Any, NamedTuple
+
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from isjax import scores
+from isjax import (
+  importance_weighted,
+  init_train_state,
+  make_train_step,
+  presample,
+  scores,
+)
+from isjax.models import MLP, init, make_apply_fn
+from isjax.types import Batch
 
 
 def cross_entropy(logits, label):
@@ -208,3 +220,221 @@ def test_every_score_is_finite_and_non_negative(name, key):
     assert values.shape == labels.shape
     assert np.isfinite(values).all()
     assert (values >= 0).all()
+
+
+# Programs run once: what counts is how long they compile.
+quick_jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+class Task(NamedTuple):
+  """A small MLP and examples for it."""
+
+  apply_fn: Any
+  params: Any
+  batch: Batch
+
+
+@pytest.fixture(scope='module')
+def task():
+  """Seven examples of three classes."""
+  inputs = jax.random.normal(jax.random.key(0), (7, 5))
+  params, _ = init(MLP(3, (6,)), jax.random.key(1), inputs[:1])
+  batch = Batch(inputs, jnp.arange(7) % 3, jnp.arange(7.0))
+  return Task(make_apply_fn(MLP(3, (6,))), params, batch)
+
+
+def test_gradient_norm_equals_that_of_a_loop_over_examples(task):
+  """One jax.grad each; record weights play no part."""
+
+  @jax.jit
+  def norm(params, i):
+    def loss(params):
+      outputs, _ = task.apply_fn(
+        params, {}, task.batch.inputs[i][None], train=False, rngs=None
+      )
+      return cross_entropy(outputs[0], task.batch.targets[i])
+
+    return optax.tree.norm(jax.grad(loss)(params))
+
+  expected = [norm(task.params, i) for i in range(7)]
+  for method in ('ghost', 'vmap'):
+    score = scores.gradient_norm(task.apply_fn, cross_entropy, method=method)
+    values = jax.jit(score)(task.params, {}, task.batch)
+    assert values.shape == (7,)
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('factory', scores.DRAW_SCORES.values())
+def test_microbatches_change_nothing(task, factory):
+  """Whether or not they divide the number of examples."""
+
+  @quick_jit
+  def scored(params, batch):
+    return [
+      factory(task.apply_fn, cross_entropy, microbatch_size=size)(
+        params, {}, batch
+      )
+      for size in (None, 1, 3, 7, 100)
+    ]
+
+  whole, *parts = scored(task.params, task.batch)
+  for values in parts:
+    np.testing.assert_allclose(values, whole, rtol=1e-5)
+
+
+def test_a_microbatch_bounds_the_size_of_arrays(task):
+  """In 'vmap', by so many gradients; the parts are made in a loop."""
+
+  def largest(microbatch_size):
+    score = scores.gradient_norm(
+      task.apply_fn,
+      cross_entropy,
+      method='vmap',
+      microbatch_size=microbatch_size,
+    )
+    program = jax.jit(score).lower(task.params, {}, task.batch).as_text()
+    return '7x5x6x' in program or '7x6x5x' in program, 'while' in program
+
+  assert largest(None) == (True, False)
+  assert largest(2) == (False, True)
+
+
+def test_last_layer_gradient_norm(task):
+  """|| softmax(z) - onehot(y) || sqrt(|| h ||^2 + 1), below the full norm."""
+  last = scores.last_layer_gradient_norm(task.apply_fn, cross_entropy)
+  values = quick_jit(last)(task.params, {}, task.batch)
+  first, head = (
+    jax.tree.map(np.asarray, task.params[name]) for name in sorted(task.params)
+  )
+  x, labels = np.asarray(task.batch.inputs), np.asarray(task.batch.targets)
+  h = np.maximum(x @ first['kernel'] + first['bias'], 0)
+  powers = np.exp(h @ head['kernel'] + head['bias'])
+  residuals = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]
+  expected = norms(residuals) * np.sqrt(norms(h) ** 2 + 1)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  full = scores.gradient_norm(task.apply_fn, cross_entropy)
+  bound = quick_jit(full)(task.params, {}, task.batch)
+  assert (values <= (1 + 1e-6) * bound).all()
+
+
+@pytest.mark.parametrize('name', scores.DRAW_SCORES)
+def test_draw_scores_follow_the_scale_of_the_loss(task, name):
+  """|| c g || = c || g ||, where float32 cannot hold the squares; 0 at 0."""
+  scales = 1.0, 0.0, 1e-30, 1e30
+
+  @quick_jit
+  def scored(params, batch):
+    return [
+      scores.DRAW_SCORES[name](
+        task.apply_fn, lambda z, y, c=scale: c * cross_entropy(z, y)
+      )(params, {}, batch)
+      for scale in scales
+    ]
+
+  values = scored(task.params, task.batch)
+  assert values[0].shape == (7,)
+  assert (values[0] > 0).all()
+  for scale, scaled in zip(scales, values, strict=True):
+    np.testing.assert_allclose(scaled, scale * values[0], rtol=1e-5)
+
+
+def test_gradient_norm_of_pytrees(task):
+  """Outputs, targets and inputs may be pytrees."""
+
+  def apply_fn(params, model_state, inputs, *, train, rngs):
+    outputs, state = task.apply_fn(
+      params, model_state, inputs['x'], train=train, rngs=rngs
+    )
+    return {'logits': outputs, 'twice': 2 * outputs}, state
+
+  def loss_fn(output, target):
+    logits = output['twice'] - output['logits']
+    return target[1] * cross_entropy(logits, target[0])
+
+  batch = Batch({'x': task.batch.inputs}, (task.batch.targets, jnp.ones(7)))
+  score = scores.gradient_norm(apply_fn, loss_fn)
+  expected = scores.gradient_norm(task.apply_fn, cross_entropy)
+  np.testing.assert_allclose(
+    quick_jit(score)(task.params, {}, batch),
+    quick_jit(expected)(task.params, {}, task.batch),
+    rtol=1e-5,
+  )
+
+
+def test_models_are_scored_in_evaluation_mode(key):
+  """Dropout is off, and batch norm takes its running averages."""
+
+  class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+      x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+      return nn.Dense(3)(x)
+
+  x = jax.random.normal(key, (6, 5))
+  args = *init(Model(), key, x[:1]), Batch(x, jnp.arange(6) % 3)
+  apply_fn = make_apply_fn(Model())
+  by_method = [
+    quick_jit(scores.gradient_norm(apply_fn, cross_entropy, method=method))(
+      *args
+    )
+    for method in ('ghost', 'vmap')
+  ]
+  np.testing.assert_allclose(*by_method, rtol=1e-5)
+
+
+def test_the_fallback_is_asked_for(task):
+  """A bare parameter needs it; 'vmap' needs nothing."""
+
+  def apply_fn(params, model_state, inputs, *, train, rngs):
+    net, scale = params
+    outputs, _ = task.apply_fn(net, {}, inputs, train=train, rngs=rngs)
+    return scale * outputs, model_state
+
+  params = task.params, jnp.float32(1.5)
+  factory = functools.partial(scores.gradient_norm, apply_fn, cross_entropy)
+  with pytest.raises(ValueError, match="fallback='vmap'"):
+    factory()(params, {}, task.batch)
+  np.testing.assert_allclose(
+    quick_jit(factory(fallback='vmap'))(params, {}, task.batch),
+    quick_jit(factory(method='vmap'))(params, {}, task.batch),
+    rtol=1e-5,
+  )
+
+
+def test_a_pool_may_be_drawn_by_the_exact_norm(task):
+  """A step takes a draw score, behind the gate of its sampler."""
+  sampler = presample(7, 2, pool_size=4)
+  tx = importance_weighted(optax.sgd(0.1), 7)
+  step = make_train_step(
+    task.apply_fn,
+    cross_entropy,
+    sampler,
+    tx,
+    score=scores.logit_gradient_norm(cross_entropy),
+    draw_score=scores.gradient_norm(task.apply_fn, cross_entropy),
+  )
+  state = init_train_state(jax.random.key(0), task.params, {}, sampler, tx)
+  data = task.batch._replace(record_weights=None)
+  after, _ = jax.eval_shape(step, state, data)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'method': 'exact'}, "method must be one of 'ghost', 'vmap'; got 'exact'"),
+    ({'fallback': 'no'}, "fallback must be one of 'raise', 'vmap'; got 'no'"),
+    (
+      {'microbatch_size': 0},
+      'microbatch_size must be an integer of at least 1',
+    ),
+  ],
+)
+def test_bad_options_of_gradient_norm_are_named(task, options, message):
+  """Before anything is traced."""
+  with pytest.raises(ValueError, match=message):
+    scores.gradient_norm(task.apply_fn, cross_entropy, **options)
