@@ -159,7 +159,7 @@ def _intercept(
 
   A layer's parameters are known by identity: what has been changed on its way
   to the layer is no parameter. Within a layer of a known type, and in programs
-  within the program (nn.scan, nn.remat, jit), no call counts.
+  within the program (nn.scan, nn.remat, vmap, jit), no call counts.
   """
   positions = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(params))}
   level = get_opaque_trace_state()
@@ -343,7 +343,7 @@ def _reason(calls: list[tuple[type, bool]]) -> str:
   if kind not in NORM_RULES:
     return f'{kind.__name__}, a type without a norm rule'
   if inner:
-    return f'{kind.__name__}, called within nn.scan, nn.remat or jit'
+    return f'{kind.__name__}, called within nn.scan, nn.remat, vmap or jit'
   if len(calls) > 1:
     return f'{kind.__name__}, called more than once'
   return (
@@ -383,7 +383,9 @@ def _dense(layer, inputs, gradient):
 
 def _bias_squares(layer, gradient: jax.Array) -> jax.Array | float:
   """Of a bias that is added at all T places of gradient [T, ...]."""
-  return squares(gradient.sum(0)) if layer.use_bias else 0.0
+  if not layer.use_bias:
+    return 0.0
+  return squares(gradient.sum(0, dtype=jnp.float32))
 
 
 def _dense_general(layer, inputs, gradient):

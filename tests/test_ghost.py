@@ -81,6 +81,37 @@ class TiedByHand(nn.Module):
     return nn.tanh(embed(x)) @ embed.embedding.T
 
 
+class TiedKernel(nn.Module):
+  """One of a layer's two parameters has a second use."""
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.Dense(5)
+    x = nn.tanh(layer(x))
+    return x @ layer.variables['params']['kernel'].T
+
+
+class Looped(nn.Module):
+  """A layer in a loop of jax itself, which knows nothing of modules."""
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.Dense(x.shape[-1])
+    layer(x)
+    return jax.lax.fori_loop(0, 2, lambda _, x: nn.tanh(layer(x)), x)
+
+
+class Mapped(nn.Module):
+  """A layer that jax itself maps over time."""
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.Dense(3)
+    if self.is_initializing():
+      return layer(x)
+    return jax.vmap(layer, in_axes=1, out_axes=1)(x)
+
+
 class Recurrent(nn.Module):
   """An LSTM: its layers lie within nn.scan."""
 
@@ -543,6 +574,13 @@ def test_convolutions_of_all_examples_at_once(name, monkeypatch):
   monkeypatch.setattr(ghost, 'sequential_vmap', lambda norm: norm)
   norms = compiled(*COVERED[name])
   np.testing.assert_allclose(norms, results()[name][1], rtol=1e-5)
+
+
+def test_squares_are_added_in_float32():
+  """A bfloat16 square would be off by 2e-5 here, its sum by more."""
+  x = jnp.full(1000, 1.0078125, jnp.bfloat16)
+  assert ghost.squares(x).dtype == jnp.float32
+  np.testing.assert_allclose(ghost.squares(x), 1000 * 1.0078125**2, rtol=1e-6)
 
 
 class Half(nn.Module):
