@@ -243,6 +243,13 @@ UNCOVERED = {
     tokens(M, 9),
     r'Embed_0 \(Embed, .* used elsewhere\)',
   ),
+  'tied kernel': (TiedKernel(), TEXT, r'Dense_0 \(Dense, .* used elsewhere\)'),
+  'looped': (Looped(), TEXT, r'Dense_0 \(Dense, called'),
+  'mapped': (
+    Mapped(),
+    TEXT,
+    r'Dense_0 \(Dense, called within nn.scan, nn.remat',
+  ),
   'lstm': (
     Recurrent(),
     TEXT,
