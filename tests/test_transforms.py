@@ -16,6 +16,7 @@ from isjax.transforms import (
   clip_weights,
   importance_weighted,
   per_example_gradient,
+  reweighting,
   scale_by_importance,
   scale_by_progress,
 )
@@ -345,6 +346,31 @@ def test_wrong_orders_say_what_to_change(problem, name, route):
     per_example = PerExample.from_stacked(losses_fn(params, x, y), rows)
   with pytest.raises(ValueError, match=r'put average_gradient\(\) before'):
     tx.update(per_example, tx.init(params), params, probabilities=p)
+
+
+def test_a_transform_of_ones_own_is_a_formula(problem):
+  """It sees losses, weights so far and the arguments of update."""
+  params, x, y, p = problem
+
+  def weigh(per_example, *, probabilities, **extra):
+    del extra
+    return per_example.weights * per_example.losses / probabilities
+
+  own = optax.chain(
+    scale_by_importance(N), reweighting('own', weigh), average_gradient()
+  )
+
+  def folded(params):
+    losses = losses_fn(params, x, y)
+    weights = jax.lax.stop_gradient(losses / (N * p * p))
+    return jnp.mean(weights * losses)
+
+  expected = flat(jax.grad(folded)(params))
+  for route in (eager_estimate, estimate):
+    actual = flat(route(own, params, x, y, p))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+  with pytest.raises(ValueError, match='own expects a PerExample'):
+    reweighting('own', weigh).update(params, optax.EmptyState())
 
 
 def test_importance_comes_first_and_once(problem):
