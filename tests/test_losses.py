@@ -288,15 +288,22 @@ def test_cross_entropy_by_numpy_for_any_logits(logits, label):
 
 
 @pytest.mark.parametrize(
-  ('margin', 'gamma'),
-  [(5.0, 0.0), (30.0, 0.0), (80.0, 0.0), (5.0, 0.5), (17.0, 0.5), (50.0, 0.5)],
+  ('make_loss', 'margin', 'gamma'),
+  [
+    (losses.cross_entropy, 5.0, 0.0),
+    (losses.cross_entropy, 30.0, 0.0),
+    (lambda: losses.focal(0.0), 80.0, 0.0),
+    (lambda: losses.focal(0.5), 5.0, 0.5),
+    (lambda: losses.focal(0.5), 17.0, 0.5),
+    (lambda: losses.focal(0.5), 50.0, 0.5),
+  ],
 )
-def test_a_small_loss_is_exact(margin, gamma):
+def test_a_small_loss_is_exact(make_loss, margin, gamma):
   """log1p(e^-m) (e^-m)^gamma, where float32's own 1 - p and log p are 0.
 
   So a law proportional to the loss leaves out no example that has a gradient.
   """
-  loss_fn = jax.value_and_grad(losses.focal(gamma))
+  loss_fn = jax.value_and_grad(make_loss())
   value, gradient = loss_fn(jnp.array([0.0, -margin]), jnp.asarray(0))
   odds = math.exp(-margin)
   factor = (odds / (1 + odds)) ** gamma
