@@ -21,7 +21,9 @@ def get_config():
       'seed': 0,
       'data': 'digits',
       'model': {'name': 'mlp', 'hidden': (64, 64, 64)},
-      'loss': 'cross_entropy',
+      'loss': {'name': 'cross_entropy'},
+      'class_weights': {'name': 'none', 'start': 0.0},  # shares of the budget
+      'robust': {'name': 'none', 'start': 0.0},
       'optimizer': {
         'name': 'sgd',
         'learning_rate': 0.1,

@@ -4,22 +4,18 @@ A `Program` is compiled once for all runs that differ in learning rate, seed
 and budget only; these are arrays among its arguments.
 """
 
-from collections.abc import Callable
 import functools
-import inspect
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from experiments.settings import SettingsError, choose, options
-import isjax
-from isjax.data import load, rescale
-from isjax.metrics import error, summarise
-from isjax.models import MODELS, init, make_apply_fn
-from isjax.samplers import SAMPLERS
+from experiments import components
+from experiments.settings import SettingsError, choose
+from isjax.data import load, rescale, standardise
+from isjax.losses import cross_entropy
+from isjax.metrics import error, label_probability, summarise
+from isjax.models import init, make_apply_fn
 from isjax.scores import SCORES
 from isjax.step import (
   init_train_state,
@@ -28,23 +24,9 @@ from isjax.step import (
   make_loop,
   make_train_step,
 )
-from isjax.transforms import importance_weighted, scale_by_progress
 
 # Fields that one compiled program takes as arguments.
 ARGUMENTS = ('seed', 'budget', 'optimizer.learning_rate')
-OPTIMIZERS = {
-  'sgd': optax.sgd,
-  'rmsprop': optax.rmsprop,
-  'adam': optax.adam,
-}
-SCHEDULES = {
-  'constant': lambda progress: 1.0,
-  'linear': lambda progress: 1 - progress,
-  'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
-}
-LOSSES = {
-  'cross_entropy': optax.softmax_cross_entropy_with_integer_labels,
-}
 
 
 class Program:
@@ -61,18 +43,11 @@ class Program:
     self.config = config
     self.train_set, self.metadata = load_set(config['data'], 'train')
     self.test_set, _ = load_set(config['data'], 'test')
-    self.sampler = _sampler(config['sampler'], self.train_set)
-    self.exponent = float(config['exponent'])
-    self.loss_fn = choose(LOSSES, config['loss'], 'loss')
+    self.sampler = components.sampler(config['sampler'], self.train_set)
+    self.loss_fn = components.loss_fn(config['loss'], self.metadata)
     self.score = choose(SCORES, config['score'], 'score')(self.loss_fn)
-    choose(SCHEDULES, config['optimizer']['schedule'], 'optimizer.schedule')
-    _check_options(
-      choose(OPTIMIZERS, config['optimizer']['name'], 'optimizer.name'),
-      'optimizer',
-      _optimizer_options(config),
-    )
     self.model, self.apply_fn, self._evaluate = _model(
-      config['data'], config['loss'], _frozen(config['model'])
+      config['data'], _frozen(config['model'])
     )
     self.init = jax.jit(self._init)
     self.steps_per_call = int(config['steps_per_call'])
@@ -108,20 +83,11 @@ class Program:
     )
 
   def _transform(self, learning_rate):
-    settings = self.config['optimizer']
-    inner = optax.chain(
-      OPTIMIZERS[settings['name']](
-        learning_rate, **_optimizer_options(self.config)
-      ),
-      scale_by_progress(SCHEDULES[settings['schedule']]),
-    )
-    return importance_weighted(
-      inner, self.metadata.num_examples, exponent=self.exponent
-    )
+    return components.transform(self.config, learning_rate, self.metadata)
 
   def _init(self, seed):
     model_key, run_key = jax.random.split(jax.random.key(seed))
-    sample = _preprocess(self.metadata)(self.train_set.inputs[:1])
+    sample = _preprocess(self.config['data'])(self.train_set.inputs[:1])
     params, model_state = init(self.model, model_key, sample)
     return init_train_state(
       run_key, params, model_state, self.sampler, self._transform(0.1)
@@ -151,8 +117,8 @@ class Program:
       self._transform(learning_rate),
       score=self.score,
       draw_score=self._draw_score(),
-      preprocess=_preprocess(self.metadata),
-      statistics={'error': error},
+      preprocess=_preprocess(self.config['data']),
+      statistics={'error': error, 'label_probability': label_probability},
       budget=budget,
     )
 
@@ -202,7 +168,12 @@ def load_set(name: str, split: str):
     raise SettingsError(f'data: {" ".join(str(error).split())}') from error
 
 
-def _preprocess(metadata):
+@functools.cache
+def _preprocess(data: str):
+  """Scales images; standardises features by the training set's moments."""
+  train_set, metadata = load_set(data, 'train')
+  if metadata.max_value is None:
+    return standardise(train_set.inputs)
   return rescale(metadata.max_value)
 
 
@@ -213,62 +184,19 @@ def _frozen(settings: dict[str, Any]) -> tuple:
 
 
 @functools.cache
-def _model(data: str, loss: str, settings: tuple):
-  """Module, apply_fn and evaluation, shared by the cells that agree on them."""
-  settings = dict(settings)
+def _model(data: str, settings: tuple):
+  """Module, apply_fn and evaluation, shared by the cells that agree on them.
+
+  Whatever loss they train with, all are evaluated by the cross entropy.
+  """
   _, metadata = load_set(data, 'train')
-  module_class = choose(MODELS, settings['name'], 'model.name')
-  fields = options(settings) | {'num_classes': metadata.num_classes}
-  _check_options(module_class, 'model', fields)
-  module = module_class(**fields)
+  module = components.model(dict(settings), metadata)
   apply_fn = make_apply_fn(module)
   evaluate = make_eval_step(
     apply_fn,
-    LOSSES[loss],
-    preprocess=_preprocess(metadata),
+    cross_entropy(),
+    preprocess=_preprocess(data),
     statistics={'error': error},
     batch_size=min(500, metadata.num_examples),
   )
   return module, apply_fn, evaluate
-
-
-def _sampler(settings: dict[str, Any], train_set) -> isjax.Sampler:
-  factory = choose(SAMPLERS, settings['name'], 'sampler.name')
-  fields = {k: _number(v) for k, v in options(settings).items()}
-  if train_set.record_weights is not None:
-    fields['record_weights'] = train_set.record_weights
-  if 'labels' in inspect.signature(factory).parameters:
-    fields['labels'] = train_set.targets
-  _check_options(factory, 'sampler', fields)
-  try:
-    return factory(isjax.num_examples(train_set), **fields)
-  except ValueError as error:
-    raise SettingsError(f'sampler: {error}') from error
-
-
-def _number(value: Any) -> Any:
-  """'1.5' as 1.5, for a field whose default is a word; words stay words."""
-  if isinstance(value, str):
-    try:
-      return float(value)
-    except ValueError:
-      return value
-  return value
-
-
-def _optimizer_options(config: dict[str, Any]) -> dict[str, Any]:
-  ours = ('name', 'learning_rate', 'schedule')
-  return {k: v for k, v in config['optimizer'].items() if k not in ours}
-
-
-def _check_options(
-  factory: Callable[..., Any], field: str, settings: dict[str, Any]
-) -> None:
-  fields = inspect.signature(factory).parameters
-  known = [k for k in fields if k not in ('parent', 'name')]  # flax's own
-  for name in settings:
-    if name not in known:
-      raise SettingsError(
-        f'{field}.{name} is no option of {factory.__name__}; those are '
-        f'{", ".join(known)}.'
-      )

@@ -3,6 +3,13 @@
 from isjax.data.duplicates import merge_duplicates
 from isjax.data.metadata import Metadata
 from isjax.data.named import EMBEDDED, load
-from isjax.data.preprocess import rescale
+from isjax.data.preprocess import rescale, standardise
 
-__all__ = ['EMBEDDED', 'Metadata', 'load', 'merge_duplicates', 'rescale']
+__all__ = [
+  'EMBEDDED',
+  'Metadata',
+  'load',
+  'merge_duplicates',
+  'rescale',
+  'standardise',
+]

@@ -1,4 +1,4 @@
-"""The scaling of stored images, made inside the step."""
+"""The scaling of stored inputs, made inside the step."""
 
 from collections.abc import Callable
 
@@ -35,3 +35,19 @@ def rescale(max_value: int) -> Callable[[jax.Array], jax.Array]:
     return inputs.astype(jnp.float32) / max_value
 
   return preprocess
+
+
+def standardise(train_inputs: jax.Array) -> Callable[[jax.Array], jax.Array]:
+  """Maps features to mean 0 and standard deviation 1 over the training set.
+
+  Args:
+    train_inputs: f32[N, ...], the training set's, whatever split is mapped. A
+      feature that is constant there is only centred.
+
+  Returns:
+    preprocess(inputs f32[m, ...]) -> f32 of the same shape.
+  """
+  mean = jnp.mean(train_inputs, axis=0)
+  deviation = jnp.std(train_inputs, axis=0)
+  deviation = jnp.where(deviation > 0, deviation, 1.0)
+  return lambda inputs: (inputs - mean[None]) / deviation[None]

@@ -1,0 +1,189 @@
+"""The parts of a training step, made from their settings.
+
+A part's settings are a dict: its name in a registry and its options. An option
+that the part does not have is an error that lists those it has.
+"""
+
+from collections.abc import Callable, Collection
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.settings import SettingsError, choose, options
+import isjax
+from isjax import losses, transforms, weights
+from isjax.data import Metadata
+from isjax.models import MODELS
+from isjax.samplers import SAMPLERS
+from isjax.types import Batch
+
+OPTIMIZERS = {
+  'sgd': optax.sgd,
+  'rmsprop': optax.rmsprop,
+  'adam': optax.adam,
+}
+SCHEDULES = {
+  'constant': lambda progress: 1.0,
+  'linear': lambda progress: 1 - progress,
+  'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
+}
+# name -> (factory, its parameter, the value of it that changes nothing).
+ROBUST = {
+  'absgd': (transforms.scale_by_absgd, 'temperature', math.inf),
+  'chi_square': (transforms.scale_by_chi_square, 'temperature', math.inf),
+  'cvar': (transforms.scale_by_cvar, 'share', 1.0),
+}
+CLASS_WEIGHTS = ('inverse_frequency', 'inverse_sqrt', 'effective_number')
+
+
+def model(settings: dict[str, Any], metadata: Metadata):
+  """Returns the flax module of config['model'].
+
+  Raises:
+    SettingsError: for a name or an option that there is not.
+  """
+  factory = choose(MODELS, settings['name'], 'model.name')
+  fields = options(settings) | {'num_classes': metadata.num_classes}
+  return _make(factory, 'model', fields, flax=True)
+
+
+def loss_fn(settings: dict[str, Any], metadata: Metadata) -> losses.LossFn:
+  """Returns the loss of config['loss'], made for the training set's classes.
+
+  Raises:
+    SettingsError: for a name or an option that there is not, or a bad value.
+  """
+  factory = choose(losses.LOSSES, settings['name'], 'loss.name')
+  fields = options(settings)
+  if 'class_counts' in inspect.signature(factory).parameters:
+    fields['class_counts'] = np.asarray(metadata.class_counts)
+  return _make(factory, 'loss', fields)
+
+
+def sampler(settings: dict[str, Any], train_set: Batch) -> isjax.Sampler:
+  """Returns the sampler of config['sampler'], made for the training set.
+
+  Raises:
+    SettingsError: for a name or an option that there is not, or a bad value.
+  """
+  factory = choose(SAMPLERS, settings['name'], 'sampler.name')
+  fields = {k: _number(v) for k, v in options(settings).items()}
+  if train_set.record_weights is not None:
+    fields['record_weights'] = train_set.record_weights
+  if 'labels' in inspect.signature(factory).parameters:
+    fields['labels'] = train_set.targets
+  return _make(factory, 'sampler', fields, isjax.num_examples(train_set))
+
+
+def transform(
+  config: dict[str, Any], learning_rate: float | jax.Array, metadata: Metadata
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the chain from per-example gradients to the update.
+
+  Importance weights with config['exponent'], config['class_weights'],
+  config['robust'], the average, config['optimizer'].
+
+  Args:
+    config: of the run.
+    learning_rate: in place of config['optimizer']['learning_rate'].
+    metadata: of the training set.
+
+  Raises:
+    SettingsError: for a name or an option that there is not, or a bad value.
+  """
+  return optax.chain(
+    transforms.scale_by_importance(
+      metadata.num_examples, exponent=float(config['exponent'])
+    ),
+    *_class_weights(config['class_weights'], metadata),
+    *_robust(config['robust']),
+    transforms.average_gradient(),
+    _optimizer(config['optimizer'], learning_rate),
+  )
+
+
+def _class_weights(settings: dict[str, Any], metadata: Metadata):
+  """Deferred until the share `start` of the budget is spent."""
+  kind = settings['name']
+  _expect_one_of((*CLASS_WEIGHTS, 'none'), kind, 'class_weights.name')
+  if kind == 'none':
+    return
+  counts = np.asarray(metadata.class_counts)
+  labels = np.repeat(np.arange(len(counts)), counts)
+  by_class = weights.class_weights(labels, len(counts), kind=kind)
+  # A mean weight of 1 over the examples leaves the learning rate alone.
+  by_class = by_class / jnp.mean(by_class[labels])
+  schedule = losses.deferred(by_class, settings['start'])
+  yield transforms.by_progress(
+    lambda progress: transforms.scale_by_class(schedule(progress))
+  )
+
+
+def _robust(settings: dict[str, Any]):
+  """Deferred until the share `start` of the budget is spent."""
+  if settings['name'] == 'none':
+    return
+  factory, parameter, without = choose(ROBUST, settings['name'], 'robust.name')
+  fields = options(settings)
+  start = fields.pop('start', 0.0)
+  if parameter not in fields:
+    raise SettingsError(f'robust.{parameter} is missing.')
+  _make(factory, 'robust', fields)
+
+  def at(progress):
+    now = jnp.where(progress >= start, fields[parameter], without)
+    return factory(**fields | {parameter: now})
+
+  yield transforms.by_progress(at)
+
+
+def _optimizer(settings: dict[str, Any], learning_rate):
+  factory = choose(OPTIMIZERS, settings['name'], 'optimizer.name')
+  schedule = choose(SCHEDULES, settings['schedule'], 'optimizer.schedule')
+  ours = ('name', 'learning_rate', 'schedule')
+  fields = {k: v for k, v in settings.items() if k not in ours}
+  return optax.chain(
+    _make(factory, 'optimizer', fields, learning_rate),
+    transforms.scale_by_progress(schedule),
+  )
+
+
+def _make(
+  factory: Callable[..., Any],
+  field: str,
+  fields: dict[str, Any],
+  *args: Any,
+  flax: bool = False,
+):
+  """Returns factory(*args, **fields); what is wrong names the field."""
+  known = inspect.signature(factory).parameters
+  known = [k for k in known if not (flax and k in ('parent', 'name'))]
+  for name in fields:
+    if name not in known:
+      raise SettingsError(
+        f'{field}.{name} is no option of {factory.__name__}; those are '
+        f'{", ".join(known)}.'
+      )
+  try:
+    return factory(*args, **fields)
+  except ValueError as error:
+    raise SettingsError(f'{field}: {error}') from error
+
+
+def _expect_one_of(names: Collection[str], name: str, field: str) -> None:
+  choose(dict.fromkeys(names), name, field)
+
+
+def _number(value: Any) -> Any:
+  """'1.5' as 1.5, for a field whose default is a word; words stay words."""
+  if isinstance(value, str):
+    try:
+      return float(value)
+    except ValueError:
+      return value
+  return value
