@@ -1,6 +1,8 @@
 """step.py: the whole step, its costs, its loop and its evaluation."""
 
 import functools
+import re
+import warnings
 
 import flax.linen as nn
 import jax
@@ -628,18 +630,26 @@ def test_a_loop_donates_its_state(data):
   assert after.step == 2
 
 
+class Normalised(nn.Module):
+  """With batch statistics, or with running ones in training too."""
+
+  frozen: bool = False
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = x.reshape(x.shape[0], -1)
+    x = nn.BatchNorm(use_running_average=self.frozen or not train)(x)
+    return nn.Dense(K)(x)
+
+
+BIASED = r'BatchNorm.* no importance weight .*36 to 70 %.* GroupNorm'
+
+
 def test_a_model_with_state_keeps_it_in_training_only(data):
   """Batch statistics move with training passes, not with scoring."""
-
-  class Normalised(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-      x = x.reshape(x.shape[0], -1)
-      x = nn.BatchNorm(use_running_average=not train)(x)
-      return nn.Dense(K)(x)
-
   step, state = make(data, always_on(), model=Normalised())
-  after, _ = jax.jit(step)(state, data)
+  with pytest.warns(UserWarning, match=BIASED):
+    after, _ = jax.jit(step)(state, data)
   mean = after.model_state['batch_stats']['BatchNorm_0']['mean']
   key = jax.random.split(jax.random.fold_in(state.key, 0), 4)
   sampler = always_on()
@@ -647,6 +657,61 @@ def test_a_model_with_state_keeps_it_in_training_only(data):
   pool_mean = to_float(data.inputs[indices]).reshape(8, -1).mean(0)
   assert np.abs(mean).max() > 0
   assert not np.allclose(mean, 0.01 * pool_mean, rtol=1e-3)
+
+
+def test_a_proposal_is_scored_on_running_statistics(data):
+  """Each score is that of its example alone, and it moves with them."""
+  sampler = always_on()
+
+  def select(key, state, indices, scores):
+    draw, state, info = sampler.select(key, state, indices, scores)
+    return draw, state, info | {'proposed': indices, 'scores': scores}
+
+  model = Normalised()
+  step, state = make(data, sampler._replace(select=select), model=model)
+  with pytest.warns(UserWarning, match=BIASED):
+    step = jax.jit(step).lower(state, data).compile()
+
+  @jax.jit
+  def score_alone(model_state, x, y):
+    variables = {'params': state.params, **model_state}
+    logits = model.apply(variables, to_float(x[None]))
+    return scores.logit_gradient_norm(loss_fn)(logits, y[None])[0]
+
+  moved = jax.tree.map(lambda leaf: leaf + 0.3, state.model_state)
+  found = []
+  for model_state in (state.model_state, moved):
+    _, info = step(state._replace(model_state=model_state), data)
+    expected = [
+      score_alone(model_state, data.inputs[i], data.targets[i])
+      for i in info['proposed']
+    ]
+    np.testing.assert_allclose(info['scores'], expected, rtol=1e-5)
+    found.append(info['scores'])
+  assert np.abs(found[0] - found[1]).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+  ('name', 'model', 'warns'),
+  [
+    ('presample', Normalised(), True),
+    ('memory', Normalised(), True),
+    ('presample', Normalised(frozen=True), False),
+    ('memory', Linear(), False),
+    ('uniform', Normalised(), False),
+    ('shuffle', Normalised(), False),
+    ('class_balanced', Normalised(), False),
+  ],
+)
+def test_scores_with_batch_statistics_are_warned_of(data, name, model, warns):
+  """Not where draws go by no score, nor where the statistics stay."""
+  step, state = make(data, registered(name), model=model)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    jax.eval_shape(step, state, data)
+  assert [bool(re.search(BIASED, str(w.message))) for w in caught] == (
+    [True] if warns else []
+  )
 
 
 def test_record_weights_change_the_objective(data):
