@@ -6,7 +6,8 @@ weights and update. Steps are pure and can be jitted, scanned and unrolled.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 import warnings
 
 import jax
@@ -15,7 +16,7 @@ from jax.extend.core import jaxprs_in_params
 import jax.numpy as jnp
 import optax
 
-from isjax import _validate
+from isjax import _batch_statistics, _validate
 from isjax._in_place import when
 from isjax.metrics import trace_covariances, weighted_mean
 from isjax.samplers._whole_proposal import keep_state
@@ -23,6 +24,7 @@ from isjax.scores import LossFn, ScoreFn
 from isjax.transforms import PerExample, per_example_gradient
 from isjax.types import (
   Batch,
+  Draw,
   Metrics,
   Observation,
   PyTree,
@@ -67,6 +69,56 @@ def init_train_state(
   return jax.tree.map(jnp.copy, state)
 
 
+class Proposal(NamedTuple):
+  """The examples that a step may train on, and what is known of them already.
+
+  step:    i32[], the step that they are for.
+  indices: i32[m], positions in the training set.
+  draw:    of a sampler that needs no scores, its Draw; else None.
+  info:    that goes with the draw; else None.
+  """
+
+  step: jax.Array
+  indices: jax.Array
+  draw: Draw | None
+  info: Metrics | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+  """A training step, whole or in its two halves.
+
+  step(state, data) -> (state, metrics) has the training set on the device. In
+  halves, the rows of a proposal are fetched in between, from wherever they are:
+
+      proposal, state = step.propose(state, state.step)
+      state, metrics = step.train(state, proposal, rows)
+
+  A proposal may be made steps ahead of its training. A draw that needs no
+  scores is made with it, and its probabilities travel along, so that weights
+  stay exact whatever the sampler has observed since. Where scores may be
+  needed, the draw is made in training, and `current` among its metrics tells
+  whether the sampler would still make the same proposal; weights are exact
+  only then.
+
+  propose:      (state, step i32[]) -> (Proposal, state).
+  train:        (state, Proposal, rows: Batch of m) -> (state, metrics).
+  whole:        (state, data) -> (state, metrics).
+  num_examples: (state) -> N, for which the sampler is made.
+  """
+
+  propose: Callable[[TrainState, jax.Array], tuple[Proposal, TrainState]]
+  train: Callable[[TrainState, Proposal, Batch], tuple[TrainState, Metrics]]
+  whole: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+  num_examples: Callable[[TrainState], int]
+
+  def __call__(
+    self, state: TrainState, data: Batch
+  ) -> tuple[TrainState, Metrics]:
+    """Makes one step on a training set that is on the device."""
+    return self.whole(state, data)
+
+
 def make_train_step(
   apply_fn: Callable[..., tuple[PyTree, PyTree]],
   loss_fn: LossFn,
@@ -79,7 +131,7 @@ def make_train_step(
   augment: Callable[[jax.Array, PyTree], PyTree] | None = None,
   statistics: Mapping[str, ScoreFn] = {},
   budget: int | jax.Array | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
   """Builds the step of importance-sampled training.
 
   Args:
@@ -105,8 +157,9 @@ def make_train_step(
       metrics['valid'] False, so that cost ends less than one step above it.
 
   Returns:
-    (state, data) -> (state, metrics). Pass `data` as an argument of the jitted
-    function, never by closure. Metrics are scalars: loss and statistics as
+    (state, data) -> (state, metrics), whole; `TrainStep` has it in halves, too.
+    Pass `data` as an argument of the jitted function, never by closure.
+    Metrics are scalars: loss and statistics as
     unbiased estimates of the training set's; `effective_sample_size` and
     `largest_weight` of the importance weights; `trace_uniform`,
     `trace_sampled` and `trace_optimal`, the second moments of
@@ -129,8 +182,7 @@ def make_train_step(
     budget = jnp.asarray(budget, jnp.uint32)
   tx = optax.with_extra_args_support(tx)
 
-  def view(key: jax.Array, data: Batch, slots: jax.Array, indices: jax.Array):
-    batch = take(data, indices)
+  def view(key: jax.Array, batch: Batch, slots: jax.Array) -> Batch:
     inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
     if augment is not None:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
@@ -145,11 +197,12 @@ def make_train_step(
     )
     return score(outputs, batch.targets)
 
-  def scores_if_needed(state, data, view_key, indices, needs_scores):
+  def scores_if_needed(state, view_key, indices, gather, needs_scores):
     slots = jnp.arange(indices.shape[0], dtype=jnp.int32)
 
     def scored():
-      scores = proposal_scores(state, view(view_key, data, slots, indices))
+      batch = view(view_key, gather(slots, indices), slots)
+      scores = proposal_scores(state, batch)
       return _expect_vector('a score', scores, indices.shape)
 
     def unscored():
@@ -200,18 +253,19 @@ def make_train_step(
     scores = _expect_vector('a score', score(outputs, targets), losses.shape)
     return Observation(losses, scores, values)
 
-  def step(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(state.key, state.step)
-    propose_key, view_key, select_key, train_key = jax.random.split(key, 4)
+  def propose_from(state, step):
+    """The proposal and whether it needs scores, with all keys of the step."""
+    key = jax.random.fold_in(state.key, step)
+    propose_key, *keys = jax.random.split(key, 4)
     indices, needs_scores = sampler.propose(propose_key, state.sampler_state)
-    _expect_fit(sampler, state.sampler_state, indices, data)
-    scores = scores_if_needed(state, data, view_key, indices, needs_scores)
-    draw, sampler_state, info = sampler.select(
-      select_key, state.sampler_state, indices, scores
-    )
-    batch = view(view_key, data, draw.slots, draw.indices)
+    return indices, needs_scores, keys
+
+  def finish(state, old, draw, info, gather, keys, by_scores):
+    """Trains on a draw; the state stays the old one past the budget."""
+    view_key, _, train_key = keys
+    batch = view(view_key, gather(draw.slots, draw.indices), draw.slots)
     per_example, (outputs, model_state) = training_pass(train_key, state, batch)
-    if needs_scores is not False or sampler.observe is not keep_state:
+    if by_scores or sampler.observe is not keep_state:
       _warn_of_batch_statistics(state.model_state, model_state)
     params, opt_state = update(state, per_example, draw, batch.targets)
     observation = observe(outputs, batch.targets, per_example.losses)
@@ -223,9 +277,9 @@ def make_train_step(
       params=params,
       model_state=model_state,
       opt_state=opt_state,
-      sampler_state=sampler_state,
+      sampler_state=state.sampler_state,
     )
-    new_state = _where(valid, new_state, state)
+    new_state = _where(valid, new_state, old)
     new_state = new_state._replace(
       sampler_state=when(
         valid,
@@ -233,14 +287,72 @@ def make_train_step(
         new_state.sampler_state,
       )
     )
-    metrics = info | _training_metrics(draw, observation, num_examples(data))
+    metrics = info | _training_metrics(draw, observation, size_for(state))
     metrics |= _clipped_mass(new_state.opt_state)
     return new_state, metrics | {
       'cost': new_state.cost,
       'valid': jnp.asarray(valid),
     }
 
-  return step
+  def select(state, indices, scores, keys):
+    draw, sampler_state, info = sampler.select(
+      keys[1], state.sampler_state, indices, scores
+    )
+    return draw, info, state._replace(sampler_state=sampler_state)
+
+  def size_for(state: TrainState) -> int:
+    indices, _, _ = jax.eval_shape(propose_from, state, state.step)
+    scores = jax.ShapeDtypeStruct(indices.shape, jnp.float32)
+    law, _ = jax.eval_shape(sampler.law, state.sampler_state, scores, indices)
+    return law.shape[0]
+
+  def whole(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
+    _expect_fit(state.sampler_state, size_for(state), data, num_examples(data))
+
+    def gather(slots, indices):
+      del slots
+      return take(data, indices)
+
+    indices, needs_scores, keys = propose_from(state, state.step)
+    scores = scores_if_needed(state, keys[0], indices, gather, needs_scores)
+    draw, info, selected = select(state, indices, scores, keys)
+    by_scores = needs_scores is not False
+    return finish(selected, state, draw, info, gather, keys, by_scores)
+
+  def propose(
+    state: TrainState, step: jax.Array
+  ) -> tuple[Proposal, TrainState]:
+    indices, needs_scores, keys = propose_from(state, step)
+    if needs_scores is not False:
+      return Proposal(step, indices, None, None), state
+    scores = jnp.zeros(indices.shape, jnp.float32)
+    draw, info, state = select(state, indices, scores, keys)
+    return Proposal(step, indices, draw, info), state
+
+  def train(
+    state: TrainState, proposal: Proposal, rows: Batch
+  ) -> tuple[TrainState, Metrics]:
+    _expect_fit(state.sampler_state, size_for(state), rows, size_for(state))
+
+    def gather(slots, indices):
+      del indices
+      return take(rows, slots)
+
+    indices, needs_scores, keys = propose_from(state, proposal.step)
+    if proposal.draw is not None:
+      current = jnp.ones((), bool)
+      draw, info, selected = proposal.draw, proposal.info, state
+    else:
+      current = jnp.all(indices == proposal.indices)
+      scores = scores_if_needed(state, keys[0], indices, gather, needs_scores)
+      draw, info, selected = select(state, indices, scores, keys)
+    by_scores = proposal.draw is None
+    state, metrics = finish(
+      selected, state, draw, info, gather, keys, by_scores
+    )
+    return state, metrics | {'current': current}
+
+  return TrainStep(propose, train, whole, size_for)
 
 
 def _add_cost(cost, draw, info) -> jax.Array:
@@ -285,16 +397,14 @@ def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
   return chosen._replace(key=if_true.key)
 
 
-def _expect_fit(sampler: Sampler, state: PyTree, indices, data: Batch) -> None:
-  """Refuses data that the sampler was not made for."""
-  scores = jax.ShapeDtypeStruct(indices.shape, jnp.float32)
-  law, _ = jax.eval_shape(sampler.law, state, scores, indices)
-  if law.shape != (num_examples(data),):
+def _expect_fit(state: PyTree, size: int, data: Batch, data_size: int) -> None:
+  """Refuses data other than those that the sampler, for `size`, is made for."""
+  if size != data_size:
     raise ValueError(
-      f'the sampler is made for {law.shape[0]} examples, but the data have '
-      f'{num_examples(data)}: give it their number.'
+      f'the sampler is made for {size} examples, but the data have '
+      f'{data_size}: give it their number.'
     )
-  ignores = getattr(state, 'target_probabilities', law) is None
+  ignores = getattr(state, 'target_probabilities', ()) is None
   if data.record_weights is not None and ignores:
     raise ValueError(
       'the data carry record weights, of which the sampler knows nothing: '
@@ -304,14 +414,7 @@ def _expect_fit(sampler: Sampler, state: PyTree, indices, data: Batch) -> None:
 
 
 def _warn_of_batch_statistics(before: PyTree, after: PyTree) -> None:
-  """Warns where a training pass has updated them, and so was made with them."""
-  old, new = (
-    jax.tree.leaves(
-      state.get('batch_stats') if isinstance(state, Mapping) else ()
-    )
-    for state in (before, after)
-  )
-  if any(a is not b for a, b in zip(old, new, strict=False)):
+  if _batch_statistics.in_use(before, after):
     warnings.warn(
       'the model trains on batch statistics (BatchNorm) and the sampler goes '
       "by scores. An example's loss then depends on the examples drawn with "

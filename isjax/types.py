@@ -81,7 +81,9 @@ class Sampler(NamedTuple):
   propose: (key, state) -> (indices i32[m], needs_scores bool[]). The length m
            is static. Needs no model, so rows can be fetched ahead. A sampler
            that never needs scores returns the Python value False, and the
-           step then has no scoring branch at all.
+           step then has no scoring branch at all; one that may need them
+           proposes by its key alone, so that what was fetched ahead is still
+           its proposal.
   select:  (key, state, indices, scores f32[m]) -> (Draw, state, info). Scores
            are zeros where they were not needed. `info` is a dict of scalars
            with the same keys at every step, `num_scored` among them.

@@ -15,6 +15,7 @@ ORDER = (
   '_validate',
   '_words',
   'types',
+  '_batch_statistics',
   'alias',
   'resampling',
   'sum_tree',
@@ -30,6 +31,7 @@ ORDER = (
   'baselines',
   'data',
   'step',
+  'stream',
 )
 ALLOWED = {'jax', 'optax', 'numpy', 'flax', 'isjax'} | sys.stdlib_module_names
 IMPURE_CALLS = {'print', 'open', 'input', 'exec', 'eval'}

@@ -147,15 +147,7 @@ def presample(
     )
 
   def propose(key, state):
-    on = is_on(state)
-    batch_key, rest_key = jax.random.split(key)
-    batch = uniform_indices(batch_key, num_examples, batch_size)
-    rest = lax.cond(
-      on,
-      lambda: uniform_indices(rest_key, num_examples, pool_size - batch_size),
-      lambda: jnp.zeros((pool_size - batch_size,), jnp.int32),
-    )
-    return jnp.concatenate([batch, rest]), on
+    return uniform_indices(key, num_examples, pool_size), is_on(state)
 
   def resample(key, state, indices, scores):
     g = pool_law(state, indices, scores)
