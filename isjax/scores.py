@@ -15,13 +15,15 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from isjax import _validate, ghost
+from isjax import _batch_statistics, _validate, ghost
+from isjax.losses import LossFn
 from isjax.types import Batch, PyTree, num_examples
 
-LossFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
 ScoreFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
 DrawScoreFn: TypeAlias = Callable[[PyTree, PyTree, Batch], jax.Array]
 ApplyFn: TypeAlias = Callable[..., tuple[PyTree, PyTree]]
+
+_MAX_EXPONENT = 40.0  # of `tilted`
 
 
 def _norm(tree: PyTree) -> jax.Array:
@@ -75,6 +77,45 @@ def loss(loss_fn: LossFn) -> ScoreFn:
 
   def score(outputs: PyTree, targets: PyTree) -> jax.Array:
     return jax.vmap(loss_fn)(outputs, targets).astype(jnp.float32)
+
+  return score
+
+
+def tilted(
+  score_fn: ScoreFn, loss_fn: LossFn, temperature: float | jax.Array
+) -> ScoreFn:
+  """Scores each example by score exp(loss / temperature).
+
+  Multiplied so, a score that stands for the gradient's norm becomes one for
+  `scale_by_absgd`, whose update weights each gradient by exp(loss /
+  temperature): its variance is least under the law exp(loss / temperature)
+  ||grad loss||. Mix that law with its target, half and half say: where the
+  normaliser of the weights is estimated, too, examples of small loss count.
+
+  Args:
+    score_fn: (outputs, targets) -> f32[m] >= 0, such as `logit_gradient_norm`.
+    loss_fn: (output, target) -> f32[], the loss of ONE example.
+    temperature: lambda of `scale_by_absgd`, never 0; inf gives the plain
+      score, and below 0 small losses are favoured.
+
+  Returns:
+    (outputs [m, ...], targets [m, ...]) -> f32[m] >= 0. The exponent is held
+    within [-40, 40], so that squares of scores are still finite in float32;
+    examples beyond differ by their plain score alone. It is not taken relative
+    to the batch's largest: a memory compares scores across batches.
+
+  Raises:
+    ValueError: for a temperature of 0.
+
+  Source: of the weights, Qi et al. (2020), arXiv:2012.06951, equation 3.
+  """
+  _validate.positive(**{'|temperature|': abs(temperature)})
+  losses = loss(loss_fn)
+
+  def score(outputs: PyTree, targets: PyTree) -> jax.Array:
+    exponent = losses(outputs, targets) / temperature
+    bounded = jnp.clip(exponent, -_MAX_EXPONENT, _MAX_EXPONENT)
+    return score_fn(outputs, targets) * jnp.exp(bounded)
 
   return score
 
@@ -154,7 +195,9 @@ def gradient_norm(
     model computes in; 0 where the loss is flat. Record weights play no part.
 
   Raises:
-    ValueError: for bad options; when called, where `ghost.vjp` does.
+    ValueError: for bad options; when called, where `ghost.vjp` does, and for a
+      model that trains on the statistics of its batch: none of its examples
+      has a gradient of its own.
 
   Source: Goodfellow (2015), arXiv:1510.01799; ghost.py has the rest.
   """
@@ -185,7 +228,8 @@ def last_layer_gradient_norm(
     (params, model_state, batch of m) -> f32[m] >= 0.
 
   Raises:
-    ValueError: for bad options; when called, where there is no such layer.
+    ValueError: for bad options; when called, where there is no such layer, and
+      for a model that trains on the statistics of its batch.
 
   Source: Ash et al. (2020), arXiv:1906.03671.
   """
@@ -218,6 +262,7 @@ def _draw_score(vjp, apply_fn, loss_fn, microbatch_size) -> DrawScoreFn:
     return length * jnp.sqrt(squared_norm(unit))
 
   def draw_score(params: PyTree, model_state: PyTree, batch: Batch):
+    _refuse_batch_statistics(apply_fn, params, model_state, batch.inputs)
     examples = batch.inputs, batch.targets
     score = functools.partial(norm, params, model_state)
     if microbatch_size is None or microbatch_size >= num_examples(batch):
@@ -225,6 +270,27 @@ def _draw_score(vjp, apply_fn, loss_fn, microbatch_size) -> DrawScoreFn:
     return lax.map(lambda e: score(*e), examples, batch_size=microbatch_size)
 
   return draw_score
+
+
+def _refuse_batch_statistics(apply_fn, params, model_state, inputs) -> None:
+  if 'batch_stats' not in model_state:
+    return
+  updated = []
+
+  def training_pass(params, model_state, inputs, key):
+    _, after = apply_fn(
+      params, model_state, inputs, train=True, rngs={'params': key}
+    )
+    updated.append(_batch_statistics.in_use(model_state, after))
+
+  jax.eval_shape(training_pass, params, model_state, inputs, jax.random.key(0))
+  if updated[0]:
+    raise ValueError(
+      'the model trains on statistics of its batch (BatchNorm), under which '
+      'no example has a gradient of its own. Put GroupNorm or LayerNorm in its '
+      'place, train on running statistics, or score by the outputs: '
+      'logit_gradient_norm.'
+    )
 
 
 def _vjp(forward, params):

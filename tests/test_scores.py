@@ -159,6 +159,70 @@ def test_loss_is_the_loss_of_each_example(key):
   )
 
 
+@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit])
+@pytest.mark.parametrize('temperature', [0.7, 3.0, -1.0, np.inf])
+def test_tilted_multiplies_by_the_exponential_of_the_loss(
+  wrap, temperature, key
+):
+  """score exp(loss / temperature) as in float64; the plain score at inf."""
+  logits, labels = random_logits(key, scale=2.0)
+  plain = scores.logit_gradient_norm(cross_entropy)
+  score = scores.tilted(plain, cross_entropy, temperature)
+  losses = np.asarray(cross_entropy(logits, labels), np.float64)
+  assert losses.max() / 0.7 < 40
+  expected = plain(logits, labels) * np.exp(losses / temperature)
+  values = wrap(score)(logits, labels)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  assert values.dtype == jnp.float32
+
+
+def test_tilted_ratios_are_the_same_in_every_batch(key):
+  """score_i / score_j exp((loss_i - loss_j) / temperature), alone or not."""
+  logits, labels = random_logits(key, scale=2.0)
+  score = scores.tilted(scores.loss(cross_entropy), cross_entropy, 1.5)
+  together = score(logits, labels)
+  alone = [score(logits[i : i + 1], labels[i : i + 1]) for i in range(3)]
+  np.testing.assert_allclose(np.ravel(alone), together[:3], rtol=1e-6)
+  losses = cross_entropy(logits, labels)
+  ratio = losses[0] / losses[1] * np.exp((losses[0] - losses[1]) / 1.5)
+  np.testing.assert_allclose(together[0] / together[1], ratio, rtol=1e-5)
+
+
+@pytest.mark.parametrize('temperature', [0.01, -0.01, 1e-30])
+def test_tilted_scores_and_their_squares_are_finite(temperature):
+  """At losses of 0 and 1e4; 0 only where the plain score is."""
+  losses = jnp.array([0.0, 1.0, 1e4, 1e4])
+  plain = jnp.array([0.5, 2.0, 1.4, 0.0])
+  score = scores.tilted(lambda z, t: plain, lambda z, t: z, temperature)
+  values = np.asarray(score(losses, losses))
+  assert np.isfinite(values).all()
+  assert np.isfinite(np.square(values)).all()
+  assert (values[:3] > 0).all()
+  assert values[3] == 0
+  sharp = np.sign(temperature) * np.log(values[:3] / plain[:3])
+  assert (np.diff(sharp) >= 0).all()
+
+
+@pytest.mark.parametrize('temperature', [0, 0.0, np.nan])
+def test_tilted_refuses_a_temperature_that_is_none(temperature):
+  """The error names it."""
+  with pytest.raises(ValueError, match='temperature'):
+    scores.tilted(scores.loss(cross_entropy), cross_entropy, temperature)
+
+
+def test_tilted_takes_a_traced_temperature():
+  """One program for all temperatures."""
+  outputs, targets = jnp.eye(3), jnp.array([0, 0, 2])
+  plain = scores.loss(cross_entropy)
+
+  @jax.jit
+  def scored(temperature):
+    return scores.tilted(plain, cross_entropy, temperature)(outputs, targets)
+
+  expected = scores.tilted(plain, cross_entropy, 2.0)(outputs, targets)
+  np.testing.assert_allclose(scored(2.0), expected, rtol=1e-6)
+
+
 def test_one_minus_label_probability(key):
   """Equals 1 - softmax(z)[y] in float64, within rounding of the logits."""
   logits, labels = random_logits(key)
@@ -364,26 +428,70 @@ def test_gradient_norm_of_pytrees(task):
   )
 
 
+class Regularised(nn.Module):
+  """With dropout, and batch norm by the batch's statistics or by old ones."""
+
+  frozen: bool
+
+  @nn.compact
+  def __call__(self, x, train):
+    by_running_average = self.frozen or not train
+    x = nn.BatchNorm(use_running_average=by_running_average)(nn.Dense(4)(x))
+    x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+    return nn.Dense(3)(x)
+
+
 def test_models_are_scored_in_evaluation_mode(key):
   """Dropout is off, and batch norm takes its running averages."""
-
-  class Model(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-      x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
-      x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
-      return nn.Dense(3)(x)
-
+  module = Regularised(frozen=True)
   x = jax.random.normal(key, (6, 5))
-  args = *init(Model(), key, x[:1]), Batch(x, jnp.arange(6) % 3)
-  apply_fn = make_apply_fn(Model())
-  by_method = [
-    quick_jit(scores.gradient_norm(apply_fn, cross_entropy, method=method))(
-      *args
+  params, state = init(module, key, x[:1])
+  state = jax.tree.map(lambda leaf: leaf + 0.3, state)
+  batch = Batch(x, jnp.arange(6) % 3)
+
+  def loss(params, x, y):
+    return cross_entropy(
+      module.apply({'params': params, **state}, x[None], train=False)[0], y
     )
-    for method in ('ghost', 'vmap')
+
+  gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, batch.targets)
+  squares = [
+    jnp.sum(jnp.square(g.reshape(6, -1)), 1) for g in jax.tree.leaves(gradients)
   ]
-  np.testing.assert_allclose(*by_method, rtol=1e-5)
+  for method in ('ghost', 'vmap'):
+    score = scores.gradient_norm(
+      make_apply_fn(module), cross_entropy, method=method
+    )
+    np.testing.assert_allclose(
+      quick_jit(score)(params, state, batch), jnp.sqrt(sum(squares)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  'make_score',
+  [
+    scores.gradient_norm,
+    functools.partial(scores.gradient_norm, method='vmap'),
+    scores.last_layer_gradient_norm,
+  ],
+  ids=('ghost', 'vmap', 'last layer'),
+)
+def test_a_model_that_trains_on_batch_statistics_has_no_exact_norm(
+  make_score, key
+):
+  """Though in evaluation it has: not those of the gradients in training."""
+  module = Regularised(frozen=False)
+  x = jax.random.normal(key, (6, 5))
+  args = *init(module, key, x[:1]), Batch(x, jnp.arange(6) % 3)
+  apply_fn = make_apply_fn(module)
+  with pytest.raises(ValueError, match='no example has a gradient of its own'):
+    jax.eval_shape(make_score(apply_fn, cross_entropy), *args)
+
+  def on_running_statistics(*args, train, rngs):
+    del train
+    return apply_fn(*args, train=False, rngs=rngs)
+
+  jax.eval_shape(make_score(on_running_statistics, cross_entropy), *args)
 
 
 def test_the_fallback_is_asked_for(task):
