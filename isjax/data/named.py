@@ -14,7 +14,12 @@ EMBEDDED = {'digits': digits.load, 'synthetic': synthetic.load}
 
 
 def load(
-  name: str, split: str, *, data_dir: str | os.PathLike | None = None
+  name: str,
+  split: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  record_weights: str | None = None,
+  max_length: int = 512,
 ) -> tuple[Batch, Metadata]:
   """Loads one split of a data set onto the default device.
 
@@ -22,19 +27,25 @@ def load(
   'synthetic', as the file NAME.npz in the data folder, as FILE/NAME, one of
   the sets of features in FILE.npz there, and as a prepared set of
   tensorflow-datasets, NAME[/CONFIG][:VERSION], in the folder TFDS_DATA_DIR
-  (else ~/tensorflow_datasets). Nothing is ever downloaded.
+  (else ~/tensorflow_datasets). Nothing is ever downloaded; for that there is
+  `python -m isjax.data.prepare NAME`.
 
   Args:
     name: of the data set.
     split: 'train' or 'test'.
     data_dir: the folder of .npz files; the environment variable
       ISJAX_DATA_DIR where it is None.
+    record_weights: the column W that the examples are weighted by, numbers
+      >= 0: the arrays W_train and W_test of NAME.npz, NAME_W of FILE.npz, or a
+      feature of a prepared set. None where all examples count the same.
+    max_length: T, the number of bytes that a text is cut to or filled up to.
 
   Returns:
-    Batch of inputs u8[N, H, W, C], or features f32[N, F], and targets i32[N],
-    without record weights, and its Metadata. Scale images by
-    `rescale(metadata.max_value)` inside the step; features are used as they
-    are.
+    Batch of inputs, of targets i32[N] and of record weights f32[N] where there
+    are any, and its Metadata. Inputs are images u8[N, H, W, C], to be scaled
+    by `rescale(metadata.max_value)` inside the step; features f32[N, F], see
+    `standardise`; or texts u8[N, T], the bytes of their UTF-8, filled up with
+    zeros: `inputs > 0` masks what is text.
 
   Raises:
     ValueError: for a name that is nowhere, which lists the names that are, or
@@ -44,30 +55,26 @@ def load(
     ImportError: where tensorflow-datasets is needed and not installed.
   """
   _validate.one_of(SPLITS, split=split)
+  _validate.positive_integers(max_length=max_length)
   if name in EMBEDDED:
+    if record_weights is not None:
+      raise ValueError(
+        f'{name!r} has no column of record weights; got '
+        f'record_weights={record_weights!r}. Make them by '
+        '`isjax.data.record_weights`.'
+      )
     return EMBEDDED[name](split)
-  folder = _data_folder(data_dir)
+  folder = npz.data_folder(data_dir)
   if folder is not None and (folder / f'{name}.npz').is_file():
-    return npz.load(folder / f'{name}.npz', split)
+    return npz.load(folder / f'{name}.npz', split, record_weights)
   file, _, member = name.rpartition('/')
   if folder is not None and file and (folder / f'{file}.npz').is_file():
-    return tabular.load(folder / f'{file}.npz', member, split)
+    return tabular.load(folder / f'{file}.npz', member, split, record_weights)
   if not tfds.is_known(name):
     raise ValueError(_unknown(name, folder))
-  return tfds.load(name, split)
-
-
-def _data_folder(data_dir: str | os.PathLike | None) -> pathlib.Path | None:
-  given = data_dir or os.environ.get('ISJAX_DATA_DIR')
-  if not given:
-    return None
-  folder = pathlib.Path(given).expanduser()
-  if not folder.is_dir():
-    source = 'data_dir' if data_dir else 'ISJAX_DATA_DIR'
-    raise FileNotFoundError(
-      f'{source} must name a folder of .npz files; got {str(folder)!r}.'
-    )
-  return folder
+  return tfds.load(
+    name, split, record_weights=record_weights, max_length=max_length
+  )
 
 
 def _unknown(name: str, folder: pathlib.Path | None) -> str:
@@ -78,8 +85,8 @@ def _unknown(name: str, folder: pathlib.Path | None) -> str:
   hint = f' Did you mean {close[0]!r}?' if close else ''
   where = f'in {folder}' if folder else 'in the folder ISJAX_DATA_DIR (not set)'
   return (
-    f'no data set is called {name!r}.{hint}\nThere are:\n'
-    f'  embedded: {", ".join(EMBEDDED)}\n'
-    f'  NAME.npz {where}: {", ".join(stems) or "none"}\n'
-    f'  tensorflow-datasets: {len(library)} names, prepared in {tfds.root()}'
+    f'no data set is called {name!r}.{hint} There are: '
+    f'embedded: {", ".join(EMBEDDED)}; '
+    f'NAME.npz {where}: {", ".join(stems) or "none"}; '
+    f'tensorflow-datasets: {len(library)} names, prepared in {tfds.root()}.'
   )

@@ -1,7 +1,8 @@
 """Data sets that the user keeps as NAME.npz, read without unpickling."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
+import os
 import pathlib
 from typing import NamedTuple
 import zipfile
@@ -30,7 +31,29 @@ class _Header(NamedTuple):
   dtype: np.dtype
 
 
-def load(path: pathlib.Path, split: str) -> tuple[Batch, Metadata]:
+def data_folder(
+  data_dir: str | os.PathLike | None = None,
+) -> pathlib.Path | None:
+  """Returns the folder of .npz files: data_dir, else ISJAX_DATA_DIR, or None.
+
+  Raises:
+    FileNotFoundError: where there is no such folder.
+  """
+  given = data_dir or os.environ.get('ISJAX_DATA_DIR')
+  if not given:
+    return None
+  folder = pathlib.Path(given).expanduser()
+  if not folder.is_dir():
+    source = 'data_dir' if data_dir else 'ISJAX_DATA_DIR'
+    raise FileNotFoundError(
+      f'{source} must name a folder of .npz files; got {str(folder)!r}.'
+    )
+  return folder
+
+
+def load(
+  path: pathlib.Path, split: str, record_weights: str | None = None
+) -> tuple[Batch, Metadata]:
   """Reads one split of a file with x_train, y_train, x_test and y_test.
 
   Args:
@@ -38,17 +61,22 @@ def load(path: pathlib.Path, split: str) -> tuple[Batch, Metadata]:
       channel axis; y_*: integers [N], classes numbered from 0. K is one more
       than the largest label of both splits.
     split: 'train' or 'test'.
+    record_weights: W where W_train and W_test are the numbers [N] >= 0 that
+      the examples are weighted by; None where they are not.
 
   Returns:
-    Batch of inputs u8[N, H, W, C] and targets i32[N], in the file's order,
-    and its Metadata.
+    Batch of inputs u8[N, H, W, C], targets i32[N] and record weights f32[N],
+    if any, in the file's order, and its Metadata.
 
   Raises:
     ValueError: one that names the file, what came and the remedy, where the
       file is damaged or misses a key, or an array is no such array.
   """
-  _check_headers(path, _read_headers(path))
-  y_train, y_test, images = _read(path, ('y_train', 'y_test', f'x_{split}'))
+  keys = ['y_train', 'y_test', f'x_{split}']
+  if record_weights is not None:
+    keys.append(f'{record_weights}_{split}')
+  _check_headers(path, _read_headers(path, keys))
+  y_train, y_test, images, *weights = _read(path, keys)
   labels = {'train': y_train, 'test': y_test}
   for name in SPLITS:
     check_range(path, f'y_{name}', labels[name])
@@ -58,17 +86,21 @@ def load(path: pathlib.Path, split: str) -> tuple[Batch, Metadata]:
     images if images.ndim == 4 else images[..., None],
     labels[split],
     num_classes=1 + int(max(y_train.max(), y_test.max())),
+    record_weights=weights[0] if weights else None,
   )
 
 
-def _read_headers(path: pathlib.Path) -> dict[str, _Header]:
-  """Reads shape and type of the four arrays, and none of their data."""
+def _read_headers(
+  path: pathlib.Path, keys: Sequence[str]
+) -> dict[str, _Header]:
+  """Reads shape and type of the arrays, and none of their data."""
+  needed = dict.fromkeys([*KEYS, *keys])
   with errors_named(path), zipfile.ZipFile(path) as archive:
     members = map(pathlib.PurePath, archive.namelist())
     names = [member.stem for member in members if member.suffix == '.npy']
-    found = set(KEYS).intersection(names)
+    found = [key for key in needed if key in names]
     headers = {key: _read_header(archive, key) for key in found}
-  missing = [key for key in KEYS if key not in headers]
+  missing = [key for key in needed if key not in found]
   if missing:
     raise ValueError(
       f'{path} lacks {", ".join(missing)}; it holds {", ".join(names)}. Write '
@@ -142,7 +174,7 @@ def check_range(path: pathlib.Path, key: str, labels: np.ndarray) -> None:
     )
 
 
-def _read(path: pathlib.Path, keys: tuple[str, ...]) -> list[np.ndarray]:
+def _read(path: pathlib.Path, keys: Sequence[str]) -> list[np.ndarray]:
   with errors_named(path), np.load(path, allow_pickle=False) as arrays:
     return [arrays[key] for key in keys]
 
