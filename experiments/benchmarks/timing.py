@@ -274,7 +274,12 @@ def provenance(rows: Sequence[Row], peers: Sequence[str]) -> dict[str, Any]:
 
 
 def write(
-  name: str, text: str, content: dict[str, Any], facts: dict[str, Any]
+  name: str,
+  text: str,
+  content: dict[str, Any],
+  facts: dict[str, Any],
+  *,
+  clock: str = 'A time is processor time on one core',
 ) -> None:
   """Prints a result and writes it to results/benchmarks, .md and .json.
 
@@ -283,10 +288,11 @@ def write(
     text: Markdown.
     content: the same for programs.
     facts: of `provenance`, which end both.
+    clock: what its seconds are of, the start of a sentence.
   """
   versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
   text += (
-    '\n\nA time is processor time on one core; the two of a cell are A and B. '
+    f'\n\n{clock}; the two of a cell are A and B. '
     f'The process had at least {facts["least_share_of_core"]:.0%} of its core. '
     f'Date: {facts["date"]}. Commit: {facts["commit"]}. Device: '
     f'{facts["device"]}. Python {facts["python"]}; {versions}.\n'
