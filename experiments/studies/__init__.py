@@ -3,11 +3,20 @@
 A config asks for one by its name, config['study'].
 """
 
-from experiments.studies import gradient_variance, weighted_epochs
+from experiments.studies import (
+  gradient_variance,
+  normalisation,
+  robust_gradient,
+  score_quality,
+  weighted_epochs,
+)
 from experiments.studies.study import Study, UnavailableError, run
 
 STUDIES: dict[str, Study] = {
   'gradient_variance': gradient_variance.STUDY,
+  'normalisation': normalisation.STUDY,
+  'robust_gradient': robust_gradient.STUDY,
+  'score_quality': score_quality.STUDY,
   'weighted_epochs': weighted_epochs.STUDY,
 }
 

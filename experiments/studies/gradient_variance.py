@@ -16,7 +16,13 @@ import optax
 from experiments.settings import SettingsError, choose
 from experiments.studies import gradient_variance_report, variances
 from experiments.studies.records import RECORDS, Records
-from experiments.studies.study import Report, Study, are_integers, expect
+from experiments.studies.study import (
+  Report,
+  Study,
+  are_integers,
+  are_steps,
+  expect,
+)
 import isjax
 from isjax.models import MLP, init, make_apply_fn
 
@@ -31,18 +37,13 @@ def _check(config: dict[str, Any]) -> None:
     ('num_batches', 'at least 2', lambda m: m >= 2),
     ('learning_rate', 'positive', lambda rate: 0 < rate < math.inf),
     ('hidden', 'widths of at least 1', lambda h: are_integers(h, 1)),
-    ('steps', 'increasing integers from 0 on', _are_steps),
+    ('steps', 'increasing integers from 0 on', are_steps),
     ('mixes', 'shares in (0, 1]', _are_shares),
     ('synthetic.heavy_share', 'in [0, 1]', lambda share: 0 <= share <= 1),
     ('synthetic.heavy_weight', 'positive', lambda w: 0 < w < math.inf),
     ('synthetic.max_light_weight', 'at least 1', lambda w: w >= 1),
   ):
     expect(config, field, requirement, holds)
-
-
-def _are_steps(values: tuple[Any, ...]) -> bool:
-  increase = are_integers(values, 0) and bool(np.all(np.diff(values) > 0))
-  return len(values) > 0 and increase
 
 
 def _are_shares(values: tuple[Any, ...]) -> bool:

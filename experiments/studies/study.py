@@ -1,7 +1,8 @@
 """What a study is, and how its config becomes a table and figures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import csv
+import itertools
 import pathlib
 import re
 import sys
@@ -61,6 +62,16 @@ def expect(
 def are_integers(values: Iterable[Any], least: int) -> bool:
   """Whether all values are integers of at least `least`."""
   return all(isinstance(value, int) and value >= least for value in values)
+
+
+def are_steps(values: Sequence[Any]) -> bool:
+  """Whether the values are increasing integers from 0 on, and there are any."""
+  pairs = itertools.pairwise(values)
+  return (
+    len(values) > 0
+    and are_integers(values, 0)
+    and all(first < second for first, second in pairs)
+  )
 
 
 def run(
