@@ -17,7 +17,7 @@ import optax
 from experiments.settings import SettingsError, choose, options
 import isjax
 from isjax import losses, transforms, weights
-from isjax.data import Metadata
+from isjax.data import Metadata, rescale, standardise
 from isjax.models import MODELS
 from isjax.samplers import SAMPLERS
 from isjax.types import Batch
@@ -41,6 +41,17 @@ ROBUST = {
 CLASS_WEIGHTS = ('inverse_frequency', 'inverse_sqrt', 'effective_number')
 
 
+def preprocess(
+  train_set: Batch, metadata: Metadata
+) -> Callable[[jax.Array], jax.Array]:
+  """Scales images; standardises features by the training set's moments."""
+  if metadata.num_tokens is not None:
+    return lambda tokens: tokens
+  if metadata.max_value is None:
+    return standardise(train_set.inputs)
+  return rescale(metadata.max_value)
+
+
 def model(settings: dict[str, Any], metadata: Metadata):
   """Returns the flax module of config['model'].
 
@@ -48,7 +59,11 @@ def model(settings: dict[str, Any], metadata: Metadata):
     SettingsError: for a name or an option that there is not.
   """
   factory = choose(MODELS, settings['name'], 'model.name')
-  fields = options(settings) | {'num_classes': metadata.num_classes}
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in options(settings).items()
+  }
+  fields['num_classes'] = metadata.num_classes
   return _make(factory, 'model', fields, flax=True)
 
 

@@ -5,6 +5,7 @@ and budget only; these are arrays among its arguments.
 """
 
 import functools
+import json
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments import components
 from experiments.settings import SettingsError, choose
-from isjax.data import load, rescale, standardise
+from isjax.data import Metadata, load, transform
 from isjax.losses import cross_entropy
 from isjax.metrics import error, label_probability, summarise
 from isjax.models import init, make_apply_fn
@@ -24,9 +25,12 @@ from isjax.step import (
   make_loop,
   make_train_step,
 )
+from isjax.types import Batch
 
 # Fields that one compiled program takes as arguments.
 ARGUMENTS = ('seed', 'budget', 'optimizer.learning_rate')
+
+_MODELS = {}  # of this process
 
 
 class Program:
@@ -41,14 +45,13 @@ class Program:
 
   def __init__(self, config: dict[str, Any]):
     self.config = config
-    self.train_set, self.metadata = load_set(config['data'], 'train')
-    self.test_set, _ = load_set(config['data'], 'test')
+    self.train_set, self.metadata = load_set(config, 'train')
+    self.test_set, _ = load_set(config, 'test')
     self.sampler = components.sampler(config['sampler'], self.train_set)
     self.loss_fn = components.loss_fn(config['loss'], self.metadata)
     self.score = choose(SCORES, config['score'], 'score')(self.loss_fn)
-    self.model, self.apply_fn, self._evaluate = _model(
-      config['data'], _frozen(config['model'])
-    )
+    self.preprocess = components.preprocess(self.train_set, self.metadata)
+    self.model, self.apply_fn, self._evaluate = self._shared_model()
     self.init = jax.jit(self._init)
     self.steps_per_call = int(config['steps_per_call'])
     slow = is_slow_to_scan(
@@ -82,12 +85,32 @@ class Program:
       state, self.train_set, jnp.float32(learning_rate), jnp.uint32(budget)
     )
 
+  def _shared_model(self):
+    """Module, apply_fn and evaluation, shared by cells that agree on them.
+
+    Whatever loss they train with, all are evaluated by the cross entropy.
+    """
+    fields = ('data', 'transformations', 'model')
+    key = _key({field: self.config[field] for field in fields})
+    if key not in _MODELS:
+      module = components.model(self.config['model'], self.metadata)
+      apply_fn = make_apply_fn(module)
+      evaluate = make_eval_step(
+        apply_fn,
+        cross_entropy(),
+        preprocess=self.preprocess,
+        statistics={'error': error},
+        batch_size=min(500, self.metadata.num_examples),
+      )
+      _MODELS[key] = module, apply_fn, evaluate
+    return _MODELS[key]
+
   def _transform(self, learning_rate):
     return components.transform(self.config, learning_rate, self.metadata)
 
   def _init(self, seed):
     model_key, run_key = jax.random.split(jax.random.key(seed))
-    sample = _preprocess(self.config['data'])(self.train_set.inputs[:1])
+    sample = self.preprocess(self.train_set.inputs[:1])
     params, model_state = init(self.model, model_key, sample)
     return init_train_state(
       run_key, params, model_state, self.sampler, self._transform(0.1)
@@ -117,7 +140,7 @@ class Program:
       self._transform(learning_rate),
       score=self.score,
       draw_score=self._draw_score(),
-      preprocess=_preprocess(self.config['data']),
+      preprocess=self.preprocess,
       statistics={'error': error, 'label_probability': label_probability},
       budget=budget,
     )
@@ -155,48 +178,26 @@ def check(configs: list[dict[str, Any]]) -> None:
     raise SettingsError(f'cell {configs[0]["cell"]!r}: {text}') from error
 
 
-@functools.cache
-def load_set(name: str, split: str):
-  """Loads a split once per process.
+def load_set(config: dict[str, Any], split: str) -> tuple[Batch, Metadata]:
+  """Loads and transforms a split, once per process.
 
   Raises:
-    SettingsError: where there is no such data set.
+    SettingsError: where there is no such data set or transformation.
   """
+  return _load_set(config['data'], _key(config['transformations']), split)
+
+
+def _key(settings: dict[str, Any]) -> str:
+  """Settings as what a cache knows them by."""
+  return json.dumps(settings)
+
+
+@functools.cache
+def _load_set(name: str, transformations: str, split: str):
   try:
-    return load(name, split)
+    batch, metadata, _ = transform(
+      *load(name, split), json.loads(transformations), seed=0
+    )
   except (ValueError, FileNotFoundError, ImportError) as error:
     raise SettingsError(f'data: {" ".join(str(error).split())}') from error
-
-
-@functools.cache
-def _preprocess(data: str):
-  """Scales images; standardises features by the training set's moments."""
-  train_set, metadata = load_set(data, 'train')
-  if metadata.max_value is None:
-    return standardise(train_set.inputs)
-  return rescale(metadata.max_value)
-
-
-def _frozen(settings: dict[str, Any]) -> tuple:
-  return tuple(
-    (k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()
-  )
-
-
-@functools.cache
-def _model(data: str, settings: tuple):
-  """Module, apply_fn and evaluation, shared by the cells that agree on them.
-
-  Whatever loss they train with, all are evaluated by the cross entropy.
-  """
-  _, metadata = load_set(data, 'train')
-  module = components.model(dict(settings), metadata)
-  apply_fn = make_apply_fn(module)
-  evaluate = make_eval_step(
-    apply_fn,
-    cross_entropy(),
-    preprocess=_preprocess(data),
-    statistics={'error': error},
-    batch_size=min(500, metadata.num_examples),
-  )
-  return module, apply_fn, evaluate
+  return batch, metadata

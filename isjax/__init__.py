@@ -28,6 +28,7 @@ from isjax.step import (
   make_loop,
   make_train_step,
 )
+from isjax.stream import make_stream_loop
 from isjax.transforms import (
   PerExample,
   average_gradient,
@@ -76,6 +77,7 @@ __all__ = [
   'losses',
   'make_eval_step',
   'make_loop',
+  'make_stream_loop',
   'make_train_step',
   'memory',
   'metrics',

@@ -102,6 +102,7 @@ def test_a_loss_knows_the_classes_of_the_training_set(metadata):
     ({'robust': {'name': 'cvar', 'share': 2.0}}, 'robust: share must be in'),
     ({'robust': {'name': 'absgd', 'temperature': 0.0}}, 'temperature'),
     ({'robust': {'name': 'absgd'}}, 'robust.temperature is missing'),
+    ({'transformations': {'shuffle': {}}}, 'data: transformation must be one'),
   ],
 )
 def test_bad_settings_are_named(changes, message):
@@ -131,8 +132,9 @@ def test_features_are_standardised_by_the_training_set(key):
       'class_weights': {'name': 'effective_number', 'start': 0.8},
       'robust': {'name': 'absgd', 'temperature': 5.0, 'start': 0.8},
     },
+    {'transformations': {'long_tail': {'factor': 0.1}}},
   ],
-  ids=('features', 'label probability', 'two stages'),
+  ids=('features', 'label probability', 'two stages', 'transformations'),
 )
 def test_a_program_is_made_of_any_parts(changes, monkeypatch, tmp_path, key):
   """The step is traced: shapes fit, statistics and progress are there."""
@@ -145,4 +147,7 @@ def test_a_program_is_made_of_any_parts(changes, monkeypatch, tmp_path, key):
     program._step(0.1, 1000), jax.eval_shape(program.init, 0), program.train_set
   )
   assert {'error', 'label_probability'} < metrics.keys()
+  if 'transformations' in changes:
+    assert program.metadata.num_examples < 700
+    assert program.test_set.targets.shape == (450,)
   assert state.step.shape == ()

@@ -1,6 +1,8 @@
 """stream.py and data/source.py: rows that are read, as rows on the device."""
 
 import collections
+from concurrent import futures
+import os
 import threading
 
 import jax
@@ -10,11 +12,13 @@ import optax
 import pytest
 
 from isjax import scores
-from isjax.data.source import (
+from isjax.data import (
   Source,
   array_source,
+  load,
   npy_source,
   record_source,
+  tfds_source,
 )
 from isjax.losses import cross_entropy
 from isjax.samplers import SAMPLERS, presample, uniform
@@ -348,3 +352,20 @@ def test_a_file_cut_short_is_told_when_its_row_is_read(tmp_path):
   assert source.read(np.array([N - 2])).inputs.sum() == 3
   with pytest.raises(OSError, match=f'ends within row {N - 1}: it has been'):
     source.read(np.array([0, N - 1]))
+
+
+@pytest.mark.skipif(
+  'TFDS_DATA_DIR' not in os.environ, reason='TFDS_DATA_DIR is not set'
+)
+def test_a_prepared_set_is_read_by_several_threads():
+  """Rows as `load` has them: this set has no ids to be sorted by."""
+  source = tfds_source('mnist:3.0.1', 'test')
+  whole, metadata = load('mnist:3.0.1', 'test')
+  assert source.num_examples == metadata.num_examples
+  draws = np.random.default_rng(0).integers(0, source.num_examples, (6, 50))
+  with futures.ThreadPoolExecutor(3) as readers:
+    for indices, batch in zip(
+      draws, readers.map(source.read, draws), strict=True
+    ):
+      np.testing.assert_array_equal(batch.inputs, whole.inputs[indices])
+      np.testing.assert_array_equal(batch.targets, whole.targets[indices])

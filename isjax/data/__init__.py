@@ -13,7 +13,14 @@ from isjax.data.noise import (
   symmetric_noise,
 )
 from isjax.data.preprocess import rescale, standardise
+from isjax.data.source import (
+  Source,
+  array_source,
+  npy_source,
+  record_source,
+)
 from isjax.data.splits import hold_out
+from isjax.data.tfds import source as tfds_source
 from isjax.data.transformations import TRANSFORMATIONS, transform
 from isjax.data.weights import record_weights
 
@@ -23,6 +30,8 @@ __all__ = [
   'TRANSFORMATIONS',
   'Changes',
   'Metadata',
+  'Source',
+  'array_source',
   'asymmetric_noise',
   'class_subset',
   'hold_out',
@@ -30,10 +39,13 @@ __all__ = [
   'load',
   'long_tail',
   'merge_duplicates',
+  'npy_source',
+  'record_source',
   'record_weights',
   'rescale',
   'standardise',
   'step_imbalance',
   'symmetric_noise',
+  'tfds_source',
   'transform',
 ]

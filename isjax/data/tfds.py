@@ -4,7 +4,7 @@ Only sets that lie prepared as array_record are read: this format has random
 access, and tensorflow-datasets decodes it with numpy alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import difflib
 import os
 import pathlib
@@ -15,6 +15,7 @@ import numpy as np
 
 from isjax.data import columns
 from isjax.data.metadata import Metadata, assemble
+from isjax.data.source import Source, record_source
 from isjax.types import Batch
 
 # NAME[/CONFIG][:VERSION]; names with a namespace would reach for the network.
@@ -80,14 +81,7 @@ def load(
       not installed.
   """
   builder = _prepared_builder(name, split)
-  try:
-    layout = columns.layout(
-      builder.info, record_weights=record_weights, max_length=max_length
-    )
-  except ValueError as error:
-    raise ValueError(
-      f'{name!r} cannot be loaded: {error}. {_npz_remedy(name)}'
-    ) from error
+  layout = _layout(name, builder, record_weights, max_length)
   arrays = _read(name, builder, split, layout)
   if not np.isfinite(arrays['inputs']).all():
     raise ValueError(
@@ -102,6 +96,33 @@ def load(
     max_value=layout.inputs.max_value,
     num_tokens=layout.inputs.num_tokens,
   )
+
+
+def source(name: str, split: str, *, max_length: int = 512) -> Source:
+  """Opens a prepared split whose rows are read as they are needed.
+
+  The first read opens the files. Rows are numbered in the order of preparation,
+  whatever ids the set has.
+
+  Args:
+    name: as in `load`.
+    split: 'train' or 'test'.
+    max_length: as in `load`.
+
+  Returns:
+    Source of inputs u8[m, H, W, C], u8[m, T] or f32[m, F] and targets i32[m],
+    as `load` has them.
+
+  Raises:
+    FileNotFoundError, ValueError, ImportError: as `load`.
+  """
+  builder = _prepared_builder(name, split)
+  layout = _layout(name, builder, None, max_length)
+
+  def to_example(row):
+    return layout.inputs.read(row), np.int32(row[layout.label])
+
+  return record_source(_records(builder, split, layout.images), to_example)
 
 
 def unknown(name: str) -> str:
@@ -207,6 +228,19 @@ def _npz_remedy(name: str) -> str:
   )
 
 
+def _layout(
+  name: str, builder: Any, record_weights: str | None, max_length: int
+) -> columns.Layout:
+  try:
+    return columns.layout(
+      builder.info, record_weights=record_weights, max_length=max_length
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'{name!r} cannot be loaded: {error}. {_npz_remedy(name)}'
+    ) from error
+
+
 def _read(
   name: str, builder: Any, split: str, layout: columns.Layout
 ) -> dict[str, np.ndarray | None]:
@@ -235,16 +269,23 @@ def _rows(
   name: str, builder: Any, split: str, images: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
   """Reads the rows in their order, images as files."""
-  skip = _library().decode.SkipDecoding()
   try:
-    source = builder.as_data_source(
-      split=split, decoders=dict.fromkeys(images, skip)
-    )
-    for start in range(0, len(source), _ROWS_PER_READ):
-      stop = min(start + _ROWS_PER_READ, len(source))
-      yield from source.__getitems__(range(start, stop))
+    records = _records(builder, split, images)
+    for start in range(0, len(records), _ROWS_PER_READ):
+      stop = min(start + _ROWS_PER_READ, len(records))
+      yield from records.__getitems__(range(start, stop))
   except (RuntimeError, OSError) as error:
     raise ValueError(
       f'the files of {name!r} in {builder.data_path} are damaged: {error}. '
       f'Remove this folder and run `python -m isjax.data.prepare {name}`.'
     ) from error
+
+
+def _records(
+  builder: Any, split: str, images: tuple[str, ...]
+) -> Sequence[Any]:
+  """The rows of a split, with random access, images as files."""
+  skip = _library().decode.SkipDecoding()
+  return builder.as_data_source(
+    split=split, decoders=dict.fromkeys(images, skip)
+  )
