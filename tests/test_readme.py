@@ -6,6 +6,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+import isjax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT = (ROOT / 'README.md').read_text()
@@ -75,6 +78,44 @@ def test_the_new_config_sweeps(monkeypatch):
   config = names['get_config']()
   assert config.name == 'wider'
   assert len(list(names['sweep'](config.to_dict()))) == 30
+
+
+def test_a_set_is_transformed(capsys):
+  """The data example: a long tail, with noise on top."""
+  counts = execute(example('data.transform('))['about'].class_counts
+  assert counts[0] > 3 * counts[-1] > 0
+  assert capsys.readouterr().out
+
+
+def test_a_set_is_read_from_files(tmp_path):
+  """The example of sets that are larger than the device."""
+  train_from_files = execute(example('def train_from_files'))[
+    'train_from_files'
+  ]
+  state, step = linear_problem(tmp_path)
+  state, metrics = train_from_files(step, state, tmp_path)
+  assert state.step == 1000
+  assert metrics['loss'][-50:].mean() < 0.5 * metrics['loss'][:50].mean()
+
+
+def linear_problem(folder):
+  """Points on two sides of a line, in files, and a step that finds it."""
+  x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+  np.save(folder / 'inputs.npy', x)
+  np.save(folder / 'targets.npy', (x[:, 0] > x[:, 1]).astype(np.int32))
+  loss_fn = isjax.losses.cross_entropy()
+  sampler = isjax.uniform(64, 8)
+  tx = isjax.importance_weighted(optax.sgd(0.5), 64)
+
+  def apply_fn(params, model_state, inputs, *, train, rngs):
+    del train, rngs
+    return inputs @ params, model_state
+
+  score = isjax.logit_gradient_norm(loss_fn)
+  step = isjax.make_train_step(apply_fn, loss_fn, sampler, tx, score=score)
+  params = jnp.zeros((2, 2))
+  state = isjax.init_train_state(jax.random.key(0), params, {}, sampler, tx)
+  return state, step
 
 
 def test_every_path_named_exists():
