@@ -78,8 +78,16 @@ class Row(NamedTuple):
   @property
   def is_uniform(self) -> bool:
     """Whether its sampler uses no importance at all."""
-    record = next(iter(self.records.values()))
-    return record.config['sampler']['name'] in UNIFORM_SAMPLERS
+    return self._config['sampler']['name'] in UNIFORM_SAMPLERS
+
+  @property
+  def budget(self) -> int:
+    """Forward-equivalents that each of its runs may spend."""
+    return self._config['budget']
+
+  @property
+  def _config(self) -> dict[str, Any]:
+    return next(iter(self.records.values())).config
 
 
 def read(folder: pathlib.Path) -> Record:

@@ -160,9 +160,11 @@ def _robust(settings: dict[str, Any]):
 def _optimizer(settings: dict[str, Any], learning_rate):
   factory = choose(OPTIMIZERS, settings['name'], 'optimizer.name')
   schedule = choose(SCHEDULES, settings['schedule'], 'optimizer.schedule')
-  ours = ('name', 'learning_rate', 'schedule')
+  ours = ('name', 'learning_rate', 'schedule', 'weight_decay')
   fields = {k: v for k, v in settings.items() if k not in ours}
   return optax.chain(
+    # In the loss the importance weights would multiply it.
+    optax.add_decayed_weights(settings.get('weight_decay', 0.0)),
     _make(factory, 'optimizer', fields, learning_rate),
     transforms.scale_by_progress(schedule),
   )

@@ -25,15 +25,22 @@ from experiments.comparisons import (
 def verdict(table: list[Row]) -> str:
   """Returns one line: whether importance sampling paid, and by how much.
 
-  Compares the best importance-sampled cell with the best uniform one, each at
-  its own best rate, by training loss.
+  Compares the best importance-sampled cell with the best uniform one of the
+  same budget, each at its own best rate, by training loss.
   """
   chosen = best(table).values()
-  uniform = [row for row in chosen if row.is_uniform]
   sampled = [row for row in chosen if not row.is_uniform]
-  if not uniform or not sampled:
-    return 'No verdict: it takes a uniform cell and an importance-sampled one.'
-  ours = min(sampled, key=lambda r: r.train_loss.estimate)
+  ours = min(sampled, key=lambda r: r.train_loss.estimate, default=None)
+  uniform = [
+    row
+    for row in chosen
+    if row.is_uniform and ours is not None and row.budget == ours.budget
+  ]
+  if not uniform:
+    return (
+      'No verdict: it takes a uniform cell and an importance-sampled one of '
+      'the same budget.'
+    )
   theirs = min(uniform, key=lambda r: r.train_loss.estimate)
   losses = paired(ours, theirs, 'train_loss')
   ratio = geometric_mean(losses[0] / losses[1])
@@ -154,10 +161,10 @@ def _provenance(records: list[Record], baseline: str) -> str:
       for package, version in record.result['versions'].items()
     }
   )
-  config = records[0].config
+  budgets = ', '.join(sorted({str(r.config['budget']) for r in records}))
   return (
     f'Baseline: "{baseline}". b: batch size. Cost: forward-equivalents, '
-    f'budget {config["budget"]}. Seconds: training only, without compiling '
+    f'budget {budgets}. Seconds: training only, without compiling '
     f'and evaluating. Device: {all_of("device")}. Commit: {all_of("commit")}. '
     f'Python {all_of("python")}; {", ".join(versions)}.'
   )

@@ -62,6 +62,22 @@ def test_class_weights_begin_at_their_share_of_the_budget(metadata):
   )
 
 
+def test_weight_decay_is_no_part_of_the_weighted_loss(metadata):
+  """The parameters themselves enter the update, whatever the weights."""
+  optimizer = {'name': 'sgd', 'schedule': 'constant', 'weight_decay': 0.01}
+  tx = components.transform(config(optimizer=optimizer), 1.0, metadata)
+  params = jnp.array([1.0, -2.0, 3.0, 0.0])
+  update, _ = tx.update(
+    PerExample.from_stacked(LOSSES, jnp.zeros((4, 4))),
+    tx.init(params),
+    params,
+    probabilities=jnp.array([0.5, 0.1, 0.1, 0.1]),
+    targets=LABELS,
+    progress=jnp.float32(0),
+  )
+  np.testing.assert_allclose(update, -0.01 * params, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('robust', 'expected'),
   [

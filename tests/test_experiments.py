@@ -468,6 +468,17 @@ def test_two_runs_of_one_place_in_the_table_are_refused():
     settings.runs(twice, config, changes)
 
 
+def test_the_verdict_compares_cells_of_one_budget():
+  """A uniform cell that may spend more is no control."""
+  richer = record('more', 0, 0.01, 0.1, sampler='uniform')
+  richer.config['budget'] = 1000
+  records = [record('i', 0, 0.5, 0.1), richer]
+  table = comparisons.rows(records)
+  assert tables.verdict(table).startswith('No verdict: it takes a uniform')
+  records.append(record('equal', 0, 1.0, 0.1, sampler='uniform'))
+  assert 'that of "equal"' in tables.verdict(comparisons.rows(records))
+
+
 @pytest.mark.parametrize(
   ('factor', 'answer'),
   [
