@@ -28,10 +28,13 @@ def get_config():
     'schedule': 'constant',
     'weight_decay': 2e-5,  # the gradient of 1e-5 |w|^2
   }
-  config.sampler.batch_size = 128
-  config.sampler.pool_size = 640
-  config.sampler.tau_threshold = 0.0  # resample at every update
-  config.sampler.mix = 0.0
+  config.sampler = {
+    'name': 'presample',
+    'batch_size': 128,
+    'pool_size': 640,
+    'tau_threshold': 0.0,  # resample at every update
+    'mix': 0.0,
+  }
   config.budget = _UPDATES * (640 + 3 * 128)
   config.num_evaluations = 20
   config.sweep = {'num_seeds': 3}

@@ -67,6 +67,21 @@ def test_the_sweep_has_every_cell_rate_and_seed_once():
   assert [len(cell) for cell in cells] == [30] * 5
 
 
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem
+)
+def test_every_config_has_runs(path):
+  """Its file loads, says how it is run, and its sweep changes known fields."""
+  module, config, changes = settings.load(str(path), [])
+  assert f'configs/{path.name}' in module.__doc__
+  if 'study' in config:
+    entries = list(module.sweep(config))
+    assert entries
+    assert all(entry.keys() <= config.keys() for entry in entries)
+  else:
+    assert settings.runs(module, config, changes)
+
+
 def test_changes_of_the_command_line_win_over_the_sweep():
   """A swept field that is set collapses; sizes follow what was set."""
   configs = tiny_configs('--config.optimizer.learning_rate=0.5')
