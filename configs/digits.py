@@ -21,6 +21,7 @@ def get_config():
       'seed': 0,
       'data': 'digits',
       'transformations': {},  # of the set, such as imbalance and noise
+      'augmentations': {},  # of an image: name -> options
       'model': {'name': 'mlp', 'hidden': (64, 64, 64)},
       'loss': {'name': 'cross_entropy'},
       'class_weights': {'name': 'none', 'start': 0.0},  # shares of the budget

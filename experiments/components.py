@@ -17,7 +17,7 @@ import optax
 from experiments.settings import SettingsError, choose, options
 import isjax
 from isjax import losses, transforms, weights
-from isjax.data import Metadata, rescale, standardise
+from isjax.data import Metadata, augment, rescale, standardise
 from isjax.models import MODELS
 from isjax.samplers import SAMPLERS
 from isjax.types import Batch
@@ -38,6 +38,12 @@ ROBUST = {
   'chi_square': (transforms.scale_by_chi_square, 'temperature', math.inf),
   'cvar': (transforms.scale_by_cvar, 'share', 1.0),
 }
+AUGMENTATIONS = {
+  'cutout': augment.cutout,
+  'flip': augment.flip,
+  'pad_and_crop': augment.pad_and_crop,
+  'shift': augment.shift,
+}
 CLASS_WEIGHTS = ('inverse_frequency', 'inverse_sqrt', 'effective_number')
 
 
@@ -50,6 +56,19 @@ def preprocess(
   if metadata.max_value is None:
     return standardise(train_set.inputs)
   return rescale(metadata.max_value)
+
+
+def augmentation(settings: dict[str, Any]) -> augment.AugmentFn | None:
+  """Returns the views of config['augmentations'], name -> options, in order.
+
+  Raises:
+    SettingsError: for a name or an option that there is not, or a bad value.
+  """
+  parts = [
+    _make(choose(AUGMENTATIONS, name, 'augmentations'), name, fields)
+    for name, fields in settings.items()
+  ]
+  return augment.compose(*parts) if parts else None
 
 
 def model(settings: dict[str, Any], metadata: Metadata):

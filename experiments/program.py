@@ -141,6 +141,7 @@ class Program:
       score=self.score,
       draw_score=self._draw_score(),
       preprocess=self.preprocess,
+      augment=components.augmentation(self.config['augmentations']),
       statistics={'error': error, 'label_probability': label_probability},
       budget=budget,
     )

@@ -118,6 +118,8 @@ def test_a_loss_knows_the_classes_of_the_training_set(metadata):
     ({'robust': {'name': 'cvar', 'share': 2.0}}, 'robust: share must be in'),
     ({'robust': {'name': 'absgd', 'temperature': 0.0}}, 'temperature'),
     ({'robust': {'name': 'absgd'}}, 'robust.temperature is missing'),
+    ({'augmentations': {'blur': {}}}, 'augmentations must be one of cutout'),
+    ({'augmentations': {'flip': {'p': 1}}}, 'flip.p is no option of flip'),
     ({'transformations': {'shuffle': {}}}, 'data: transformation must be one'),
   ],
 )
@@ -149,8 +151,9 @@ def test_features_are_standardised_by_the_training_set(key):
       'robust': {'name': 'absgd', 'temperature': 5.0, 'start': 0.8},
     },
     {'transformations': {'long_tail': {'factor': 0.1}}},
+    {'augmentations': {'pad_and_crop': {'padding': 1}, 'flip': {}}},
   ],
-  ids=('features', 'label probability', 'two stages', 'transformations'),
+  ids=('features', 'p-SGD', 'two stages', 'transformations', 'augmentations'),
 )
 def test_a_program_is_made_of_any_parts(changes, monkeypatch, tmp_path, key):
   """The step is traced: shapes fit, statistics and progress are there."""

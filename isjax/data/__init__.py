@@ -1,5 +1,6 @@
 """Named data sets as Batches of arrays on the default device."""
 
+from isjax.data import augment
 from isjax.data.changes import Changes
 from isjax.data.classes import class_subset
 from isjax.data.duplicates import merge_duplicates
@@ -33,6 +34,7 @@ __all__ = [
   'Source',
   'array_source',
   'asymmetric_noise',
+  'augment',
   'class_subset',
   'hold_out',
   'human_noise',
