@@ -51,8 +51,10 @@ setuptools.setup(
     'bench': [
       'absgd>=0.0.1',
       'flashbax>=0.1.3',
+      'grain>=0.2.18',
       'opacus>=1.5.2',
       'torch>=2.6',
+      'torchdata>=0.11.0',
       'vose>=0.2.5',
     ],
     'cuda13': ['jax[cuda13]>=0.10.0'],

@@ -12,6 +12,7 @@ from isjax import (
   weights,
 )
 from isjax.alias import AliasTable
+from isjax.index_stream import IndexStream
 from isjax.samplers import (
   SAMPLERS,
   class_balanced,
@@ -62,6 +63,7 @@ __all__ = [
   'AliasTable',
   'Batch',
   'Draw',
+  'IndexStream',
   'Observation',
   'PerExample',
   'Sampler',

@@ -6,6 +6,7 @@ which it asks for examples, and the weight of each, come from here.
 
 from collections.abc import Callable, Iterator
 import functools
+import itertools
 import operator
 import threading
 from typing import NamedTuple
@@ -20,34 +21,37 @@ from isjax.types import Observation, PyTree, Sampler
 from isjax.weights import importance_weights
 
 _PIECE = 4096  # indices that are Python integers at a time
+_STATISTICS = ('label_probability', 'error')  # that samplers here may ask for
 
 
 class IndexStream:
   """The indices that a sampler draws, epoch after epoch of num_draws each.
 
-  To torch it is a `sampler`, and `torch.utils.data.BatchSampler(stream, b,
-  drop_last)` of it a `batch_sampler`. To a library that reads by position, such
-  as grain, it is stream[i]: draw i of the run, in epoch i // num_draws.
-
-      stream = IndexStream(record_weighted(N, 4096, record_weights=r), seed=0)
+      stream = IndexStream(record_weighted(N, 4096, law=law), seed=0)
       loader = torch.utils.data.DataLoader(data, batch_size=32, sampler=stream)
 
-  `weights` is a column of the data set: the mean over a batch of
-  weights[index] * loss estimates the objective without bias.
+  To torch it is a `sampler`, and torch's own BatchSampler makes a
+  `batch_sampler` of it. To a library that reads by position, such as grain, it
+  is stream[i]: draw i of the run, in epoch i // num_draws. `weights` can be a
+  column of the data set: the mean of weight times loss over a batch estimates
+  the objective without bias.
 
-  An epoch is a function of the sampler, the seed and the number of the epoch.
-  It starts the sampler anew, so that epochs of N draws are permutations under
-  `shuffle`. Each iteration is one epoch, the one after the last begun. One
-  iteration is followed at a time: `state_dict` tells where the latest stands.
-  A loader with workers asks ahead for what it has not yielded yet;
-  StatefulDataLoader of torchdata counts that in.
+  An epoch is a function of the sampler, the seed and its number, the same at
+  every call, on one kind of device. It starts the sampler anew: epochs of N
+  draws are permutations under `shuffle`. Each iteration is an epoch, the one
+  after that begun last, which is the one that `state_dict` follows.
+
+  A torch loader with workers asks for more than it has yielded.
+  StatefulDataLoader of torchdata counts that in, given a `sampler`; after a
+  plain one, load_state_dict the epoch and the number of indices trained on.
+  The workers do not call JAX, which warns all the same where they are forked.
 
   Args:
-    sampler: with a law that no model changes: `uniform`, `shuffle`,
-      `record_weighted`, `class_balanced`. Its batch_size is only how many it
-      draws at a time, which is fastest with some thousands.
+    sampler: of one law for all draws, that needs no model: `uniform`,
+      `shuffle`, `record_weighted`, `class_balanced`. Its batch_size is only how
+      many it draws at a time: some thousands are fastest.
     seed: integer, of all epochs.
-    num_draws: of an epoch, at 4 bytes each; None: N.
+    num_draws: of an epoch, which is drawn at once, 4 bytes each; None: N.
 
   Raises:
     ValueError: on a bad argument; for a sampler that may need scores, learns
@@ -59,12 +63,12 @@ class IndexStream:
   ) -> None:
     if num_draws is not None:
       _validate.positive_integers(num_draws=num_draws)
-    self._sampler = sampler
-    self._key = jax.random.key(seed)
-    self._state = sampler.init(self._key)
+    self._sampler, self._seed = sampler, seed
+    init_key, self._key = jax.random.split(jax.random.key(seed))
+    self._state = sampler.init(init_key)
     self._facts = _inspect(sampler, self._state)
     self._num_draws = num_draws or self._facts.num_examples
-    self._draw = _drawer(sampler, self._facts.batch_size, self._num_draws)
+    self._draw = _drawer(sampler, self._facts, self._num_draws)
     self._drawn = functools.lru_cache(maxsize=2)(self._draw_epoch)
     self._lock = threading.Lock()  # loaders read by many threads
     self.load_state_dict({'epoch': 0, 'position': 0})
@@ -74,7 +78,11 @@ class IndexStream:
     return self._num_draws
 
   def __iter__(self) -> Iterator[int]:
-    """Yields what is left of an epoch, by default all of the next one."""
+    """Iterates over what is left of an epoch, by default all of the next."""
+    return itertools.chain.from_iterable(self._pieces())
+
+  def _pieces(self) -> Iterator[Iterator[int]]:
+    """Begins an epoch when the first index is asked for."""
     epoch, position = self._next
     self._next = epoch + 1, 0
     draws = self.epoch(epoch)
@@ -82,8 +90,7 @@ class IndexStream:
       piece = draws[start : start + _PIECE].tolist()
       self._ahead = iter(piece)
       self._reached = epoch, start + len(piece)
-      yield from self._ahead
-    self._reached = self._next
+      yield self._ahead
 
   def __getitem__(self, position: int) -> int:
     """Returns draw `position` >= 0 of all epochs, one after the other."""
@@ -96,7 +103,7 @@ class IndexStream:
     """Returns the draws of an epoch, i32[num_draws] in [0, N), not writable.
 
     Args:
-      number: of the epoch, in [0, 2^32). The last two asked for are kept.
+      number: of the epoch, in [0, 2^31). The last two asked for are kept.
     """
     with self._lock:
       return self._drawn(number)
@@ -124,6 +131,8 @@ class IndexStream:
     """Returns where the latest iteration stands: its epoch and position."""
     epoch, end = self._reached
     position = end - operator.length_hint(self._ahead)
+    if position == self._num_draws:
+      epoch, position = epoch + 1, 0
     return {'epoch': epoch, 'position': position}
 
   def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -145,12 +154,17 @@ class IndexStream:
     self._next = self._reached = epoch, position
     self._ahead = iter(())
 
+  __setstate__ = load_state_dict
+
+  def __reduce__(self):  # a copy, in another process perhaps, is made anew
+    made_of = self._sampler, self._seed, self._num_draws
+    return IndexStream, made_of, self.state_dict()
+
   def _draw_epoch(self, number: int) -> np.ndarray:
-    init_key, draw_key = jax.random.split(jax.random.fold_in(self._key, number))
     state = self._state
     if self._facts.moves:
-      state = self._sampler.init(init_key)
-    return np.asarray(self._draw(draw_key, state))
+      state = self._sampler.init(_keys(self._key, number)[0])
+    return np.asarray(self._draw(self._key, number, state))
 
 
 class _Facts(NamedTuple):
@@ -179,8 +193,8 @@ def _inspect(sampler: Sampler, state: PyTree) -> _Facts:
         'sampler must train on all that it proposes, in that order: let select '
         'pass the indices on as they are.'
       )
-    # The statistic that samplers of this package ask for.
-    seen = Observation(zeros, zeros, {'label_probability': zeros})
+    statistics = dict.fromkeys(_STATISTICS, zeros)
+    seen = Observation(zeros, zeros, statistics)
     if not _same(state, sampler.observe(state, draw, seen)):
       raise ValueError(
         'sampler must not learn from training, of which a stream of indices '
@@ -200,22 +214,32 @@ def _same(before: PyTree, after: PyTree) -> bool:
   return all(a is b for a, b in pairs)
 
 
+def _keys(key: jax.Array, number: int | jax.Array) -> jax.Array:
+  """Returns an epoch's keys, of its first state and of its draws."""
+  return jax.random.split(jax.random.fold_in(key, number))
+
+
 def _drawer(
-  sampler: Sampler, batch_size: int, num_draws: int
-) -> Callable[[jax.Array, PyTree], jax.Array]:
-  """Returns (key, first state) -> i32[num_draws], compiled."""
+  sampler: Sampler, facts: _Facts, num_draws: int
+) -> Callable[..., jax.Array]:
+  """Returns (key, number of the epoch, its first state) -> i32[num_draws]."""
 
   def step(state, key):
     propose_key, select_key = jax.random.split(key)
     indices, _ = sampler.propose(propose_key, state)
-    scores = jnp.zeros((batch_size,))
+    scores = jnp.zeros((facts.batch_size,))
     _, state, _ = sampler.select(select_key, state, indices, scores)
     return state, indices
 
   @jax.jit
-  def draw(key, state):
-    keys = jax.random.split(key, -(-num_draws // batch_size))
-    _, indices = lax.scan(step, state, keys)
+  def draw(key, number, state):
+    num_steps = -(-num_draws // facts.batch_size)
+    keys = jax.random.split(_keys(key, number)[1], num_steps)
+    if facts.moves:
+      _, indices = lax.scan(step, state, keys)
+    else:  # small batches together
+      together = -(-_PIECE // facts.batch_size)
+      indices = lax.map(lambda k: step(state, k)[1], keys, batch_size=together)
     return indices.reshape(-1)[:num_draws]
 
   return draw

@@ -52,9 +52,22 @@ def logit_gradient_norm(loss_fn: LossFn) -> ScoreFn:
     (outputs [m, ...], targets [m, ...]) -> f32[m] >= 0. For cross entropy in
     [0, sqrt(2)], and 0 only where the loss is flat.
 
+  Raises:
+    ValueError: when called, where loss_fn does not return one number.
+
   Source: Katharopoulos & Fleuret (2018), arXiv:1803.00942, section 3.2.
   """
-  gradient = jax.grad(loss_fn)
+
+  def one_number(output: PyTree, target: PyTree) -> jax.Array:
+    value = loss_fn(output, target)
+    if jnp.shape(value) != ():
+      raise ValueError(
+        'loss_fn must return the loss of ONE example, one number; got shape '
+        f'{jnp.shape(value)}. The library maps it over a batch.'
+      )
+    return value
+
+  gradient = jax.grad(one_number)
 
   def score(outputs: PyTree, targets: PyTree) -> jax.Array:
     return jax.vmap(lambda o, t: _norm(gradient(o, t)))(outputs, targets)

@@ -169,8 +169,9 @@ def make_train_step(
   Raises:
     ValueError: for a budget out of range; when traced, where the sampler is
       for another number of examples or knows nothing of the data's record
-      weights, tx does not return updates shaped like the parameters, or a
-      score is not one number per example.
+      weights, tx does not return updates shaped like the parameters, a score
+      or a loss is not one number per example, apply_fn returns no pair, or
+      data is no Batch.
 
   Warns:
     UserWarning: when traced, where the training pass updates the collection
@@ -182,6 +183,11 @@ def make_train_step(
     budget = jnp.asarray(budget, jnp.uint32)
   tx = optax.with_extra_args_support(tx)
 
+  def forward(*args, **options):
+    result = apply_fn(*args, **options)
+    _expect_pair(result)
+    return result
+
   def view(key: jax.Array, batch: Batch, slots: jax.Array) -> Batch:
     inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
     if augment is not None:
@@ -192,7 +198,7 @@ def make_train_step(
   def proposal_scores(state: TrainState, batch: Batch) -> jax.Array:
     if draw_score is not None:
       return draw_score(state.params, state.model_state, batch)
-    outputs, _ = apply_fn(
+    outputs, _ = forward(
       state.params, state.model_state, batch.inputs, train=False, rngs=None
     )
     return score(outputs, batch.targets)
@@ -214,14 +220,16 @@ def make_train_step(
 
   def training_pass(key, state, batch):
     def losses_fn(params):
-      outputs, model_state = apply_fn(
+      result = forward(
         params,
         state.model_state,
         batch.inputs,
         train=True,
         rngs={'dropout': key},
       )
-      return jax.vmap(loss_fn)(outputs, batch.targets), (outputs, model_state)
+      outputs, _ = result
+      losses = jax.vmap(loss_fn)(outputs, batch.targets)
+      return _expect_vector('loss_fn', losses, (num_examples(batch),)), result
 
     return per_example_gradient(losses_fn, has_aux=True)(state.params)
 
@@ -307,6 +315,7 @@ def make_train_step(
     return law.shape[0]
 
   def whole(state: TrainState, data: Batch) -> tuple[TrainState, Metrics]:
+    _expect_batch(data)
     _expect_fit(state.sampler_state, size_for(state), data, num_examples(data))
 
     def gather(slots, indices):
@@ -332,6 +341,7 @@ def make_train_step(
   def train(
     state: TrainState, proposal: Proposal, rows: Batch
   ) -> tuple[TrainState, Metrics]:
+    _expect_batch(rows)
     _expect_fit(state.sampler_state, size_for(state), rows, size_for(state))
 
     def gather(slots, indices):
@@ -395,6 +405,22 @@ def _where(condition, if_true: TrainState, if_false: TrainState) -> TrainState:
     if_false._replace(key=None),
   )
   return chosen._replace(key=if_true.key)
+
+
+def _expect_pair(result: Any) -> None:
+  if not (isinstance(result, tuple) and len(result) == 2):
+    raise ValueError(
+      'apply_fn must return (outputs, model_state), with {} for the state of a '
+      f'model that has none; got {type(result).__name__}.'
+    )
+
+
+def _expect_batch(data: Any) -> None:
+  if not isinstance(data, Batch):
+    raise ValueError(
+      'data must be a Batch(inputs, targets), with record_weights where there '
+      f'are any; got {type(data).__name__}.'
+    )
 
 
 def _expect_fit(state: PyTree, size: int, data: Batch, data_size: int) -> None:

@@ -32,6 +32,7 @@ ORDER = (
   'data',
   'step',
   'stream',
+  'index_stream',
 )
 ALLOWED = {'jax', 'optax', 'numpy', 'flax', 'isjax'} | sys.stdlib_module_names
 IMPURE_CALLS = {'print', 'open', 'input', 'exec', 'eval'}
