@@ -16,6 +16,7 @@ from isjax.index_stream import IndexStream
 from isjax.samplers import (
   SAMPLERS,
   class_balanced,
+  early_importance,
   memory,
   presample,
   record_weighted,
@@ -73,6 +74,7 @@ __all__ = [
   'by_progress',
   'class_balanced',
   'clip_weights',
+  'early_importance',
   'importance_weighted',
   'init_train_state',
   'logit_gradient_norm',

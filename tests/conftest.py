@@ -1,7 +1,18 @@
 """Settings that every test runs under, and the guard on skips."""
 
+import importlib.metadata
 import os
 import pathlib
+import sys
+
+# Most programs of the tests run once, and take longer to compile than to run.
+# `XLA_FLAGS= ./launch.sh test` compiles them as users do. XLA does not start
+# with a flag that it does not know, so that newer versions go without.
+if importlib.metadata.version('jaxlib').startswith(('0.10.', '0.11.')):
+  os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+  )
 
 import jax
 import pytest
@@ -60,6 +71,14 @@ def pytest_terminal_summary(terminalreporter, config):
   for report in skipped:
     mark = ' <- not in tests/allowed_skips.txt' if report in surprises else ''
     terminalreporter.write_line(f'{report.nodeid}: {_reason(report)}{mark}')
+
+
+@pytest.fixture(autouse=True)
+def _keep_small_numbers():
+  """Takes back what rivals in torch set for the whole process."""
+  yield
+  if 'torch' in sys.modules:
+    sys.modules['torch'].set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -274,6 +274,7 @@ def read_csv(path):
 def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
   """Tables and figures; the set without a file is left out in one line."""
   monkeypatch.delenv('ISJAX_DATA_DIR', raising=False)
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   arguments = [
     *(CONFIG, f'--folder={tmp_path}', '--config.steps=(20,)'),
     *('--config.temperatures=(-1.0,0.5)', '--config.gammas=(1.0,0.1)'),

@@ -35,6 +35,9 @@ VARIANTS = {
     {'remember': 'p_sgd', 'decay': 'mean', 'auto_off': True},
   ),
   'class_balanced': ({'draws': 'epoch'},),
+  'early_importance': (
+    {'warmup_epochs': 1.0, 'score': 'el2n', 'draws': 'independent'},
+  ),
 }
 CASES = [
   pytest.param(name, options, id=f'{name}-{index}')

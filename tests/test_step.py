@@ -105,8 +105,11 @@ def assert_equal_trees(got, expected):
 
 def registered(name):
   """A sampler of the registry, by its defaults."""
-  options = {'labels': jnp.arange(N) % 3} if name == 'class_balanced' else {}
-  return SAMPLERS[name](N, 4, **options)
+  options = {
+    'class_balanced': {'labels': jnp.arange(N) % 3},
+    'early_importance': {'score': 'el2n'},
+  }
+  return SAMPLERS[name](N, 4, **options.get(name, {}))
 
 
 def always_on(**options):
@@ -737,3 +740,38 @@ def test_record_weights_change_the_objective(data):
     assert (np.abs(moved.mean(0) - g) <= 4.5 * error + 1e-6).all()
 
   jax.tree.map(check, params, state.params, gradient)
+
+
+@pytest.mark.parametrize('pooled', [False, True])
+def test_what_does_not_fit_the_step_is_named(data, pooled):
+  """With what is expected in its place, whichever pass meets it first."""
+  sampler = always_on() if pooled else uniform(N, 4)
+  tx = importance_weighted(optax.sgd(0.1), N)
+  params, model_state = parameters(Linear())
+  apply_fn = linen.make_apply_fn(Linear())
+
+  def trace(apply_fn, loss_fn, data):
+    step = make_train_step(
+      apply_fn,
+      loss_fn,
+      sampler,
+      tx,
+      score=scores.logit_gradient_norm(loss_fn),
+      preprocess=to_float,
+    )
+    state = init_train_state(
+      jax.random.key(0), params, model_state, sampler, tx
+    )
+    jax.eval_shape(step, state, data)
+
+  def outputs_alone(*args, **options):
+    return apply_fn(*args, **options)[0]
+
+  with pytest.raises(
+    ValueError, match=r'must be a Batch\(inputs, .* got tuple'
+  ):
+    trace(apply_fn, loss_fn, (data.inputs, data.targets))
+  with pytest.raises(ValueError, match='ONE example|one number per example'):
+    trace(apply_fn, lambda output, target: output - target, data)
+  with pytest.raises(ValueError, match=r'must return \(outputs, model_state\)'):
+    trace(outputs_alone, loss_fn, data)

@@ -55,6 +55,7 @@ def host():
 def make_sampler(name):
   options = {
     'class_balanced': {'labels': jnp.arange(N) % 3},
+    'early_importance': {'score': 'el2n'},
     'presample': {'pool_size': 12, 'tau_threshold': 1.002, 'tau_decay': 0.5},
   }
   return SAMPLERS[name](N, B, **options.get(name, {}))

@@ -8,6 +8,7 @@ factory takes (num_examples, batch_size, **options).
 from collections.abc import Callable
 
 from isjax.samplers.class_balanced import class_balanced
+from isjax.samplers.early_importance import early_importance
 from isjax.samplers.memory import diagnostics, memory
 from isjax.samplers.presample import presample
 from isjax.samplers.record_weighted import record_weighted
@@ -22,12 +23,14 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   'memory': memory,
   'record_weighted': record_weighted,
   'class_balanced': class_balanced,
+  'early_importance': early_importance,
 }
 
 __all__ = [
   'SAMPLERS',
   'class_balanced',
   'diagnostics',
+  'early_importance',
   'memory',
   'presample',
   'record_weighted',
