@@ -133,7 +133,7 @@ def test_wrong_fields_and_values_are_named_in_one_line(arguments, message):
     ([DIGITS, '--config.sampler.tau_threshold=off'], "'break_even', 'paper'"),
     (
       [DIGITS, '--config.sampler.name=other'],
-      'one of class_balanced, memory, presample',
+      'one of class_balanced, early_importance, memory',
     ),
     (
       [DIGITS, '--config.sampler.name=uniform'],
