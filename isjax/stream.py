@@ -83,7 +83,7 @@ def make_stream_loop(
       for number in range(num_steps + ahead):
         if number < num_steps:
           proposal, own = propose_for(
-            state.sampler_state, state.key, jnp.int32(first + number)
+            state.sampler_state, state.key, np.int32(first + number)
           )
           state = state._replace(sampler_state=own)
           waiting.append((proposal, readers.submit(fetch, proposal.indices)))

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.stream [--core=N] [--rounds=N]
       [--gigabytes=20] [--folder=FOLDER]
 
-On one core of a CPU, an MLP on images of 32x32x3. First, in one process and in
-turns, the loop over a source against the loop over the same images on the
-device: with the rows in memory, in a file that the system has in its cache, and
-from made-up media that let a reader wait. Then training on a file of so many
+On one core of a CPU, an MLP and a ResNet on images of 32x32x3. First, in one
+process and in turns, the loop over a source against the loop over the same
+images on the device: with the rows in memory, in a file that the system has in
+its cache, and from made-up media that let a reader wait. Then training on a file of so many
 gigabytes, in a process of its own whose memory is watched; the file is made in
 FOLDER, the system's for temporary files by default, and removed. Writes
 stream.md and stream.json to experiments/results/benchmarks.
@@ -25,6 +25,7 @@ import tempfile
 import time
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +39,7 @@ import isjax
 from isjax.data import rescale
 from isjax.data.source import Source, array_source, npy_source
 from isjax.losses import cross_entropy
-from isjax.models import MLP, init, make_apply_fn
+from isjax.models import MLP, ResNet, init, make_apply_fn
 from isjax.step import TrainStep
 from isjax.stream import make_stream_loop
 
@@ -47,6 +48,8 @@ NUM_CLASSES = 10
 NUM_EXAMPLES = 20_000
 BATCH_SIZE = 128
 STEPS = 50  # of one call of a loop
+RESNET_STEPS = 10
+SECONDS = 40.0  # for the turns of a loop over the ResNet
 LARGE_STEPS = 500
 MAX_MEGABYTES = 2000
 # Reading is not the limit: nine tenths of the speed without any.
@@ -61,10 +64,9 @@ SAMPLERS: dict[str, Callable[[int], isjax.Sampler]] = {
 
 
 def make(
-  sampler: isjax.Sampler, size: int
+  sampler: isjax.Sampler, size: int, module: nn.Module
 ) -> tuple[TrainStep, isjax.TrainState]:
   """Returns a training step and its first state."""
-  module = MLP(NUM_CLASSES)
   loss_fn = cross_entropy()
   tx = isjax.importance_weighted(optax.sgd(0.01, momentum=0.9), size)
   step = isjax.make_train_step(
@@ -128,8 +130,13 @@ def elapsed() -> Seconds:
 class _Loop:
   """A loop and its state, which every call moves on."""
 
-  def __init__(self, sampler: isjax.Sampler, build: Callable[..., Any]):
-    step, self._state = make(sampler, NUM_EXAMPLES)
+  def __init__(
+    self,
+    sampler: isjax.Sampler,
+    build: Callable[..., Any],
+    module: nn.Module = MLP(NUM_CLASSES),  # noqa: B008
+  ):
+    step, self._state = make(sampler, NUM_EXAMPLES, module)
     self._loop = build(step)
 
   def __call__(self) -> None:
@@ -200,6 +207,17 @@ def compare(rounds: int, folder: pathlib.Path) -> list[Row]:
       loop = _Loop(sampler, build)
       contenders[f'{name}, {where}'] = Contender(loop, STEPS)
   times = timing.interleave(contenders, rounds=rounds, clock=elapsed)
+  times |= timing.interleave(
+    {
+      f'ResNet-8, {name}': Contender(
+        _Loop(uniform, build, ResNet(NUM_CLASSES)), RESNET_STEPS
+      )
+      for name, build in _resnet_builders(file, device).items()
+    },
+    rounds=rounds,
+    seconds=SECONDS,
+    clock=elapsed,
+  )
 
   def row(subject, reference):
     waits = models.get(subject, '1')
@@ -211,7 +229,23 @@ def compare(rounds: int, folder: pathlib.Path) -> list[Row]:
     *(row(name, 'device') for name in builders if name != 'device'),
     row('memory, file', 'memory, device'),
     row('presample, B = 3b, file', 'presample, B = 3b, device'),
+    row('ResNet-8, file', 'ResNet-8, device'),
   ]
+
+
+def _resnet_builders(
+  file: Source, device: isjax.Batch
+) -> dict[str, Callable[..., Any]]:
+  """Steps that take so long that what the reading costs does not show."""
+
+  def resident(step):
+    loop = isjax.make_loop(step, RESNET_STEPS)
+    return lambda state: loop(state, device)
+
+  return {
+    'device': resident,
+    'file': lambda step: make_stream_loop(step, file, RESNET_STEPS),
+  }
 
 
 def train_on(folder: pathlib.Path) -> None:
@@ -219,7 +253,8 @@ def train_on(folder: pathlib.Path) -> None:
   source = npy_source(folder)
   found = []
   for name, sampler in SAMPLERS.items():
-    step, state = make(sampler(source.num_examples), source.num_examples)
+    size = source.num_examples
+    step, state = make(sampler(size), size, MLP(NUM_CLASSES))
     warm_up = make_stream_loop(step, source, 5, ahead=4, num_readers=2)
     loop = make_stream_loop(step, source, LARGE_STEPS, ahead=4, num_readers=2)
     state, _ = warm_up(state)
@@ -284,9 +319,10 @@ def document(
     [
       '# Training on rows that are read',
       'Run: `python -m experiments.benchmarks.stream`',
-      f'An MLP 256-256, batches of {BATCH_SIZE} of {NUM_EXAMPLES} images of '
-      '32x32x3, uniform sampling where no other is named. "Device" is a loop '
-      'over arrays on the device, dispatched step by step; the others read '
+      f'An MLP 256-256 where no ResNet is named, batches of {BATCH_SIZE} of '
+      f'{NUM_EXAMPLES} images of 32x32x3, uniform sampling where no other. '
+      '"Device" is a loop over arrays on the device, dispatched step by step, '
+      'which has the core for itself; the others read '
       'rows two steps ahead with one reader, or as they say. A wait is made '
       'up, by a reader that sleeps: its length is in steps of "device".',
       timing.table(rows),
