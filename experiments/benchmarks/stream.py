@@ -6,10 +6,10 @@
 On one core of a CPU, an MLP and a ResNet on images of 32x32x3. First, in one
 process and in turns, the loop over a source against the loop over the same
 images on the device: with the rows in memory, in a file that the system has in
-its cache, and from made-up media that let a reader wait. Then training on a file of so many
-gigabytes, in a process of its own whose memory is watched; the file is made in
-FOLDER, the system's for temporary files by default, and removed. Writes
-stream.md and stream.json to experiments/results/benchmarks.
+its cache, and from made-up media that let a reader wait. Then training on a
+file of so many gigabytes, in a process of its own whose memory is watched; the
+file is made in FOLDER, the system's for temporary files by default, and
+removed. Writes stream.md and stream.json to experiments/results/benchmarks.
 """
 
 import argparse
