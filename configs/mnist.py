@@ -8,7 +8,7 @@ is missing there is uniform sampling at that cost.
 
 Found (3 seeds): .981 by uniform sampling, and .981 +- .006 by importance
 sampling at the end of its 10 epochs. For most of the way it is ahead, with a
-tenth of the training loss and errors near .985, but at a constant rate its
+tenth of the training loss and accuracies near .985, but at a constant rate its
 training comes with bursts, one of which falls on the end. At equal cost the
 difference is undecided.
 Run: ./launch.sh configs/mnist.py   (needs mnist.npz, see the README)

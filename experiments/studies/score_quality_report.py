@@ -73,6 +73,7 @@ def sections(results: list[dict[str, Any]]) -> list[str]:
 
 
 def title(result: dict[str, Any]) -> str:
+  """Returns the data and the model of a run, as the reader sees them."""
   return result['config']['problem'].replace('_', ' ')
 
 
