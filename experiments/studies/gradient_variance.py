@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from experiments.settings import SettingsError, choose
-from experiments.studies import gradient_variance_report, variances
+from experiments.studies import gradient_variance_report, training, variances
 from experiments.studies.records import RECORDS, Records
 from experiments.studies.study import (
   Report,
@@ -24,10 +24,7 @@ from experiments.studies.study import (
   expect,
 )
 import isjax
-from isjax.models import MLP, init, make_apply_fn
-
-_loss_fn = optax.softmax_cross_entropy_with_integer_labels
-_score = isjax.logit_gradient_norm(_loss_fn)
+from isjax.models import MLP
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -56,20 +53,17 @@ def _program(
 ) -> tuple[isjax.TrainState, Callable[..., Any], Callable[..., Any]]:
   """Returns the first state, the training loop and `at_all_records`."""
   size = isjax.num_examples(records.batch)
-  model = MLP(records.num_classes, tuple(config['hidden']))
-  apply_fn = make_apply_fn(model)
   sampler = isjax.record_weighted(
     size, config['batch_size'], record_weights=records.batch.record_weights
   )
-  tx = isjax.importance_weighted(optax.sgd(config['learning_rate']), size)
-  step = isjax.make_train_step(apply_fn, _loss_fn, sampler, tx, score=_score)
-  loop = isjax.make_loop(step, max(1, math.gcd(*config['steps'])))
-
-  @jax.jit
-  def first_state(key):
-    model_key, run_key = jax.random.split(key)
-    params, _ = init(model, model_key, records.batch.inputs[:1])
-    return isjax.init_train_state(run_key, params, {}, sampler, tx)
+  apply_fn, state, loop = training.start(
+    MLP(records.num_classes, tuple(config['hidden'])),
+    sampler,
+    optax.sgd(config['learning_rate']),
+    records.batch,
+    steps=config['steps'],
+    seed=config['seed'],
+  )
 
   @jax.jit
   def at_all_records(params, data):
@@ -77,7 +71,7 @@ def _program(
 
     def loss(params, inputs, target):
       logits, _ = apply_fn(params, {}, inputs[None], train=False, rngs=None)
-      return _loss_fn(logits[0], target)
+      return training.loss_fn(logits[0], target)
 
     gradients = jax.lax.map(
       lambda record: ravel_pytree(jax.grad(loss)(params, *record))[0],
@@ -85,10 +79,9 @@ def _program(
       batch_size=256,
     )
     logits, _ = apply_fn(params, {}, data.inputs, train=False, rngs=None)
-    losses = jax.vmap(_loss_fn)(logits, data.targets)
-    return gradients, _score(logits, data.targets), losses
+    losses = jax.vmap(training.loss_fn)(logits, data.targets)
+    return gradients, training.score(logits, data.targets), losses
 
-  state = first_state(jax.random.key(config['seed']))
   return state, loop, at_all_records
 
 

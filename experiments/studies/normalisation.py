@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.settings import SettingsError, choose
-from experiments.studies import normalisation_report
+from experiments.studies import normalisation_report, training
 from experiments.studies.study import (
   Report,
   Study,
@@ -27,7 +27,7 @@ from experiments.studies.study import (
 import isjax
 from isjax import alias
 from isjax.data import load, rescale
-from isjax.models import ResNet, init, make_apply_fn
+from isjax.models import ResNet
 from isjax.weights import (
   importance_weights,
   mix_with,
@@ -42,8 +42,6 @@ NORMS = {
   'group': {'of the example': True},
   'batch': {'running': False, OF_BATCH: True},
 }
-_loss_fn = optax.softmax_cross_entropy_with_integer_labels
-_score = isjax.logit_gradient_norm(_loss_fn)
 
 
 class Bias(NamedTuple):
@@ -158,7 +156,7 @@ def _losses(apply_fn, params, model_state, batch, train: bool) -> jax.Array:
   outputs, _ = apply_fn(
     params, model_state, batch.inputs, train=train, rngs=None
   )
-  return jax.vmap(_loss_fn)(outputs, batch.targets)
+  return jax.vmap(training.loss_fn)(outputs, batch.targets)
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -194,23 +192,15 @@ def _data(config: dict[str, Any]) -> tuple[isjax.Batch, int]:
 
 def _training(
   config: dict[str, Any], data: isjax.Batch, num_classes: int
-) -> tuple[Callable[..., Any], isjax.TrainState, Callable[..., Any]]:
-  """Returns apply_fn, the first state and the training loop."""
-  model = ResNet(num_classes, width=config['width'], norm=config['norm'])
-  apply_fn = make_apply_fn(model)
-  size = isjax.num_examples(data)
-  sampler = isjax.uniform(size, config['batch_size'])
-  tx = isjax.importance_weighted(optax.sgd(config['learning_rate']), size)
-  step = isjax.make_train_step(apply_fn, _loss_fn, sampler, tx, score=_score)
-  loop = isjax.make_loop(step, max(1, math.gcd(*config['steps'])))
-
-  @jax.jit
-  def first_state(key):
-    model_key, run_key = jax.random.split(key)
-    variables = init(model, model_key, data.inputs[:1])
-    return isjax.init_train_state(run_key, *variables, sampler, tx)
-
-  return apply_fn, first_state(jax.random.key(config['seed'])), loop
+) -> training.Training:
+  return training.start(
+    ResNet(num_classes, width=config['width'], norm=config['norm']),
+    isjax.uniform(isjax.num_examples(data), config['batch_size']),
+    optax.sgd(config['learning_rate']),
+    data,
+    steps=config['steps'],
+    seed=config['seed'],
+  )
 
 
 def _law(
@@ -223,9 +213,9 @@ def _law(
     outputs, _ = apply_fn(
       params, model_state, data.inputs, train=False, rngs=None
     )
-    scores = _score(outputs, data.targets)
+    scores = training.score(outputs, data.targets)
     uniform = 1 / isjax.num_examples(data)
-    loss = jnp.mean(jax.vmap(_loss_fn)(outputs, data.targets))
+    loss = jnp.mean(jax.vmap(training.loss_fn)(outputs, data.targets))
     return mix_with(normalise(scores), uniform, mix), loss
 
   return law

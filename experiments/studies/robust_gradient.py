@@ -25,7 +25,7 @@ import optax
 from scipy import sparse
 
 from experiments.settings import SettingsError, choose
-from experiments.studies import robust_gradient_report, variances
+from experiments.studies import robust_gradient_report, training, variances
 from experiments.studies.study import (
   Report,
   Study,
@@ -37,14 +37,11 @@ from experiments.studies.study import (
 import isjax
 from isjax import alias, scores
 from isjax.data import load, rescale
-from isjax.models import MLP, init, make_apply_fn
+from isjax.models import MLP
 from isjax.weights import mix_with
 
 _MNIST_EXAMPLES = 3000  # per-example gradients of all are held at once
 _MEMORIES = 7  # of a moving average, until e^-7 of its start is left
-
-_loss_fn = optax.softmax_cross_entropy_with_integer_labels
-_score = isjax.logit_gradient_norm(_loss_fn)
 
 
 # --- training sets ------------------------------------------------------------
@@ -360,22 +357,18 @@ def _program(
 ) -> tuple[isjax.TrainState, Callable[..., Any], Callable[..., Examples]]:
   """Returns the first state, the training loop and `at_all_examples`."""
   size = isjax.num_examples(data)
-  model = MLP(10, tuple(config['hidden']))
-  apply_fn = make_apply_fn(model)
-  sampler = isjax.uniform(size, config['batch_size'])
-  tx = isjax.importance_weighted(optax.sgd(config['learning_rate']), size)
-  step = isjax.make_train_step(apply_fn, _loss_fn, sampler, tx, score=_score)
-  loop = isjax.make_loop(step, max(1, math.gcd(*config['steps'])))
-
-  @jax.jit
-  def first_state(key):
-    model_key, run_key = jax.random.split(key)
-    params, _ = init(model, model_key, data.inputs[:1])
-    return isjax.init_train_state(run_key, params, {}, sampler, tx)
+  apply_fn, state, loop = training.start(
+    MLP(10, tuple(config['hidden'])),
+    isjax.uniform(size, config['batch_size']),
+    optax.sgd(config['learning_rate']),
+    data,
+    steps=config['steps'],
+    seed=config['seed'],
+  )
 
   def forward(params, data):
     outputs, _ = apply_fn(params, {}, data.inputs, train=False, rngs=None)
-    return outputs, jax.vmap(_loss_fn)(outputs, data.targets)
+    return outputs, jax.vmap(training.loss_fn)(outputs, data.targets)
 
   @jax.jit
   def at_all_examples(params, data, temperature):
@@ -393,8 +386,8 @@ def _program(
     target = jax.nn.softmax(losses / temperature)
     gradients = jax.lax.map(gradient, data, batch_size=256)
     norms = jnp.linalg.norm(gradients, axis=1)
-    tilted = scores.tilted(_score, _loss_fn, temperature)
-    by_score = losses, _score(outputs, data.targets), norms
+    tilted = scores.tilted(training.score, training.loss_fn, temperature)
+    by_score = losses, training.score(outputs, data.targets), norms
     by_score += tilted(outputs, data.targets), target * norms
     return Examples(
       losses,
@@ -404,7 +397,6 @@ def _program(
       dict(zip(robust_gradient_report.SCORES, by_score, strict=True)),
     )
 
-  state = first_state(jax.random.key(config['seed']))
   return state, loop, at_all_examples
 
 

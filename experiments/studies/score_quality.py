@@ -20,7 +20,11 @@ from scipy import stats
 from experiments.components import OPTIMIZERS
 from experiments.settings import SettingsError, choose, options
 from experiments.studies import score_quality_estimates as estimates
-from experiments.studies import score_quality_figures, score_quality_report
+from experiments.studies import (
+  score_quality_figures,
+  score_quality_report,
+  training,
+)
 from experiments.studies.study import (
   Report,
   Study,
@@ -32,12 +36,11 @@ from experiments.studies.study import (
 import isjax
 from isjax import alias
 from isjax.data import Metadata, load, rescale
-from isjax.models import MODELS, init, make_apply_fn
+from isjax.models import MODELS
 from isjax.scores import (
   SCORES,
   gradient_norm,
   last_layer_gradient_norm,
-  logit_gradient_norm,
 )
 from isjax.weights import (
   equivalent_batch_size,
@@ -46,7 +49,6 @@ from isjax.weights import (
   variance_reduction,
 )
 
-_loss_fn = optax.softmax_cross_entropy_with_integer_labels
 _MAX_CHUNK = 32  # examples whose gradients are formed at a time
 _NUM_POINTS = 256  # examples of the scatter
 
@@ -164,37 +166,25 @@ def _task(config: dict[str, Any]) -> _Task:
       f'{problem["data"]}; got {config["subset_size"]}.'
     )
   preprocess = _preprocess(problem, metadata)
-  model = _model(problem, metadata.num_classes)
-  apply_fn = make_apply_fn(model)
-  sampler = isjax.uniform(metadata.num_examples, config['batch_size'])
-  inner = optax.chain(
-    optax.clip_by_global_norm(config['clip_norm']), _optimizer(problem)
-  )
-  tx = isjax.importance_weighted(inner, metadata.num_examples)
-  step = isjax.make_train_step(
-    apply_fn,
-    _loss_fn,
-    sampler,
-    tx,
-    score=logit_gradient_norm(_loss_fn),
+  apply_fn, state, loop = training.start(
+    _model(problem, metadata.num_classes),
+    isjax.uniform(metadata.num_examples, config['batch_size']),
+    optax.chain(
+      optax.clip_by_global_norm(config['clip_norm']), _optimizer(problem)
+    ),
+    data,
+    steps=problem['steps'],
+    seed=config['seed'],
     preprocess=preprocess,
   )
-
-  @jax.jit
-  def first_state(key):
-    model_key, run_key = jax.random.split(key)
-    params, _ = init(model, model_key, preprocess(data.inputs[:1]))
-    return isjax.init_train_state(run_key, params, {}, sampler, tx)
-
   chosen = np.random.RandomState(config['seed']).permutation(
     metadata.num_examples
   )[: config['subset_size']]
   subset = isjax.take(data, jnp.asarray(chosen))
   subset = subset._replace(inputs=preprocess(subset.inputs))
-  state = first_state(jax.random.key(config['seed']))
   return _Task(
     state,
-    isjax.make_loop(step, max(1, math.gcd(*problem['steps']))),
+    loop,
     data,
     metadata,
     sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -204,12 +194,12 @@ def _task(config: dict[str, Any]) -> _Task:
 
 def _at_subset(apply_fn: Callable[..., Any], subset: isjax.Batch):
   """`_Task.at_subset`, chunk by chunk: convolutions are slow in a loop."""
-  norm = gradient_norm(apply_fn, _loss_fn, fallback='vmap')
-  last_layer = last_layer_gradient_norm(apply_fn, _loss_fn)
+  norm = gradient_norm(apply_fn, training.loss_fn, fallback='vmap')
+  last_layer = last_layer_gradient_norm(apply_fn, training.loss_fn)
 
   def loss(params, inputs, target):
     outputs, _ = apply_fn(params, {}, inputs[None], train=False, rngs=None)
-    return _loss_fn(outputs[0], target)
+    return training.loss_fn(outputs[0], target)
 
   def gradient(params, inputs, target):
     return ravel_pytree(jax.grad(loss)(params, inputs, target))[0]
@@ -221,10 +211,10 @@ def _at_subset(apply_fn: Callable[..., Any], subset: isjax.Batch):
       score_quality_report.OPTIMAL: norm(params, {}, chunk),
       'last_layer_gradient_norm': last_layer(params, {}, chunk),
     } | {
-      name: make(_loss_fn)(outputs, chunk.targets)
+      name: make(training.loss_fn)(outputs, chunk.targets)
       for name, make in SCORES.items()
     }
-    losses = jax.vmap(_loss_fn)(outputs, chunk.targets)
+    losses = jax.vmap(training.loss_fn)(outputs, chunk.targets)
     gradients = jax.vmap(functools.partial(gradient, params))(
       chunk.inputs, chunk.targets
     )
