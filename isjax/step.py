@@ -268,8 +268,11 @@ def make_train_step(
     indices, needs_scores = sampler.propose(propose_key, state.sampler_state)
     return indices, needs_scores, keys
 
-  def finish(state, old, draw, info, gather, keys, by_scores):
-    """Trains on a draw; the state stays the old one past the budget."""
+  def finish(state, advance, draw, info, gather, keys, by_scores):
+    """Trains on a draw; past the budget the state stays as it is.
+
+    advance: (sampler_state) -> the one that comes with the draw.
+    """
     view_key, _, train_key = keys
     batch = view(view_key, gather(draw.slots, draw.indices), draw.slots)
     per_example, (outputs, model_state) = training_pass(train_key, state, batch)
@@ -287,12 +290,12 @@ def make_train_step(
       opt_state=opt_state,
       sampler_state=state.sampler_state,
     )
-    new_state = _where(valid, new_state, old)
+    new_state = _where(valid, new_state, state)
     new_state = new_state._replace(
       sampler_state=when(
         valid,
-        lambda old: sampler.observe(old, draw, observation),
-        new_state.sampler_state,
+        lambda old: sampler.observe(advance(old), draw, observation),
+        state.sampler_state,
       )
     )
     metrics = info | _training_metrics(draw, observation, size_for(state))
@@ -303,10 +306,15 @@ def make_train_step(
     }
 
   def select(state, indices, scores, keys):
-    draw, sampler_state, info = sampler.select(
+    """The draw, its info, and what `finish` advances the sampler's state by."""
+
+    def advance(sampler_state):
+      return sampler.select(keys[1], sampler_state, indices, scores)[1]
+
+    draw, _, info = sampler.select(
       keys[1], state.sampler_state, indices, scores
     )
-    return draw, info, state._replace(sampler_state=sampler_state)
+    return draw, info, advance
 
   def size_for(state: TrainState) -> int:
     indices, _, _ = jax.eval_shape(propose_from, state, state.step)
@@ -324,9 +332,9 @@ def make_train_step(
 
     indices, needs_scores, keys = propose_from(state, state.step)
     scores = scores_if_needed(state, keys[0], indices, gather, needs_scores)
-    draw, info, selected = select(state, indices, scores, keys)
+    draw, info, advance = select(state, indices, scores, keys)
     by_scores = needs_scores is not False
-    return finish(selected, state, draw, info, gather, keys, by_scores)
+    return finish(state, advance, draw, info, gather, keys, by_scores)
 
   def propose(
     state: TrainState, step: jax.Array
@@ -335,7 +343,8 @@ def make_train_step(
     if needs_scores is not False:
       return Proposal(step, indices, None, None), state
     scores = jnp.zeros(indices.shape, jnp.float32)
-    draw, info, state = select(state, indices, scores, keys)
+    draw, info, advance = select(state, indices, scores, keys)
+    state = state._replace(sampler_state=advance(state.sampler_state))
     return Proposal(step, indices, draw, info), state
 
   def train(
@@ -351,18 +360,21 @@ def make_train_step(
     indices, needs_scores, keys = propose_from(state, proposal.step)
     if proposal.draw is not None:
       current = jnp.ones((), bool)
-      draw, info, selected = proposal.draw, proposal.info, state
+      draw, info = proposal.draw, proposal.info
+      advance = _unchanged  # it was, when the draw was made
     else:
       current = jnp.all(indices == proposal.indices)
       scores = scores_if_needed(state, keys[0], indices, gather, needs_scores)
-      draw, info, selected = select(state, indices, scores, keys)
+      draw, info, advance = select(state, indices, scores, keys)
     by_scores = proposal.draw is None
-    state, metrics = finish(
-      selected, state, draw, info, gather, keys, by_scores
-    )
+    state, metrics = finish(state, advance, draw, info, gather, keys, by_scores)
     return state, metrics | {'current': current}
 
   return TrainStep(propose, train, whole, size_for)
+
+
+def _unchanged(sampler_state: PyTree) -> PyTree:
+  return sampler_state
 
 
 def _add_cost(cost, draw, info) -> jax.Array:
