@@ -172,37 +172,40 @@ def test_a_proposal_by_state_that_needs_scores_is_refused(host):
 
 
 def test_rows_are_read_ahead_but_no_further(host):
-  """At most `ahead` proposals are being read or wait for their training."""
-  ahead, most = 3, 0
-  started = collections.Counter()
+  """While a step lasts, no more rows are read than the loop may hold."""
+  ahead = 3
+  reads, trained = [], []
+  overtaken = threading.Event()
   source = array_source(host)
 
   def read(indices):
-    started['reads'] += 1
+    reads.append(indices)
+    if len(reads) - len(trained) > 2 * ahead + 1:
+      overtaken.set()
     return source.read(indices)
 
   step, state = make(uniform(N, B))
 
+  def last(_):
+    """The third step ends when it is overtaken, or else after a while."""
+    if len(trained) == 2:
+      overtaken.wait(0.5)
+    trained.append(len(reads))
+
   def train(state, proposal, rows):
-    nonlocal most
     state, metrics = step.train(state, proposal, rows)
-
-    def count(_):
-      nonlocal most
-      started['trained'] += 1
-      most = max(most, started['reads'] - started['trained'])
-
-    jax.debug.callback(count, metrics['loss'], ordered=True)
+    jax.debug.callback(last, metrics['loss'])
     return state, metrics
 
-  counted = TrainStep(step.propose, train, step.whole, step.num_examples)
+  lasting = TrainStep(step.propose, train, step.whole, step.num_examples)
   loop = make_stream_loop(
-    counted, Source(N, read), 30, ahead=ahead, num_readers=3
+    lasting, Source(N, read), 30, ahead=ahead, num_readers=3
   )
   jax.block_until_ready(loop(state))
   jax.effects_barrier()
-  assert started == {'reads': 30, 'trained': 30}
-  assert most <= 2 * ahead
+  assert len(reads) == len(trained) == 30
+  assert trained[0] > 1  # they are read ahead
+  assert not overtaken.is_set()
 
 
 def test_an_error_of_a_reader_reaches_the_caller(host):
