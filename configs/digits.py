@@ -10,6 +10,19 @@ import ml_collections
 
 # The row that the others are compared with, seed by seed.
 BASELINE = 'uniform'
+SCALES = {
+  'smoke': {
+    'model.hidden': (8,),
+    'budget': 1500,
+    'steps_per_call': 5,
+    'num_evaluations': 3,
+    'sweep': {
+      'learning_rates': (0.1,),
+      'num_seeds': 2,
+      'cells': ('uniform', 'logit gradient, gate'),
+    },
+  }
+}
 
 
 def get_config():
@@ -30,7 +43,7 @@ def get_config():
         'name': 'sgd',
         'learning_rate': 0.1,
         'momentum': 0.9,
-        'schedule': 'cosine',  # of the share of the budget that is spent
+        'schedule': {'name': 'cosine'},  # by the share of the budget spent
       },
       'sampler': {
         'name': 'presample',
@@ -43,10 +56,17 @@ def get_config():
       'score': 'logit_gradient_norm',  # of the training pass: the gate's
       'draw_score': 'logit_gradient_norm',  # of the pool
       'exponent': 1.0,  # of the importance weights
+      'train_only': (),  # beginnings of parameters' paths; none: all
+      'trunk': {},  # what runs have in common up to a share of the budget
+      'until': 1.0,  # that share, for the trunk itself
       'budget': 240_000,  # forward-equivalents: 60 epochs of uniform sampling
       'steps_per_call': 50,
       'num_evaluations': 40,
-      'sweep': {'learning_rates': (0.03, 0.06, 0.1), 'num_seeds': 10},
+      'sweep': {
+        'learning_rates': (0.03, 0.06, 0.1),
+        'num_seeds': 10,
+        'cells': (),  # those wanted; none: all
+      },
     }
   )
 
@@ -64,16 +84,3 @@ def cells(config):
     'logit gradient, always': {'sampler.tau_threshold': 0.0},
     'loss, gate': {'draw_score': 'loss', 'sampler.tau_from': 'batch'},
   }
-
-
-def sweep(config):
-  """Every cell at every learning rate, with the same seeds."""
-  for cell, changes in cells(config).items():
-    for learning_rate in config['sweep']['learning_rates']:
-      for seed in range(config['sweep']['num_seeds']):
-        yield {
-          'cell': cell,
-          'optimizer.learning_rate': learning_rate,
-          'seed': seed,
-          **changes,
-        }

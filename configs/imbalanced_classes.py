@@ -17,6 +17,14 @@ Run: ./launch.sh configs/imbalanced_classes.py      (half a minute on one core)
 
 import ml_collections
 
+SCALES = {
+  'smoke': {
+    'class_counts': (30, 3, 7),
+    'num_epochs': 20,
+    'sweep': {'kinds': ('uniform', 'inverse_frequency')},
+  }
+}
+
 
 def get_config():
   """All settings of a run; a run is one way to weight the classes."""

@@ -17,6 +17,17 @@ Run: ./launch.sh configs/normalisation.py           (three minutes on one core)
 
 import ml_collections
 
+SCALES = {
+  'smoke': {
+    'num_examples': 24,
+    'steps': (0, 4),
+    'batch_sizes': (8,),
+    'num_repeats': 8,
+    'examples_per_repeat': 64,
+    'sweep': {'norm': ('batch',)},
+  }
+}
+
 
 def get_config():
   """All settings of a run; a run is one norm."""

@@ -24,6 +24,18 @@ Run: ./launch.sh configs/robust_gradient.py         (three minutes on one core)
 
 import ml_collections
 
+SCALES = {
+  'smoke': {
+    'hidden': (),
+    'steps': (20,),
+    'temperatures': (0.5,),
+    'gammas': (1.0, 0.1),
+    'num_chains': 4,
+    'num_batches': 8,
+    'sweep': {'data': ('digits',)},
+  }
+}
+
 
 def get_config():
   """All settings of a run; a run is one training set."""

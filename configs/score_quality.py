@@ -29,6 +29,18 @@ Data: mnist.npz and cifar10.npz in ISJAX_DATA_DIR; left out if not there.
 
 import ml_collections
 
+SCALES = {
+  'smoke': {
+    'problems.digits_mlp.steps': (0, 20),
+    'problems.digits_mlp.model': {'name': 'mlp', 'hidden': (8,)},
+    'subset_size': 64,
+    'batch_size': 8,
+    'pool_size': 32,
+    'num_batches': 64,
+    'sweep': {'problems': ('digits_mlp',)},
+  }
+}
+
 
 def _problem(data, model, optimizer, steps, block=1):
   """What is trained, and the steps at which it is measured."""

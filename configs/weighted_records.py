@@ -17,6 +17,16 @@ Run: ./launch.sh configs/weighted_records.py        (half a minute on one core)
 
 import ml_collections
 
+SCALES = {
+  'smoke': {
+    'hidden': (),
+    'steps': (0, 20),
+    'mixes': (0.5,),
+    'num_batches': 64,
+    'sweep': {'data': ('synthetic',)},
+  }
+}
+
 
 def get_config():
   """All settings of a run; a run is one set of records."""

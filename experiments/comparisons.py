@@ -6,6 +6,7 @@ by mean, standard deviation and the paired difference to the baseline, seed by
 seed. Rates are chosen by training loss, never by test error.
 """
 
+from collections.abc import Sequence
 import pathlib
 from typing import Any, NamedTuple
 
@@ -33,6 +34,47 @@ class Record(NamedTuple):
   def rate(self) -> float:
     """Its learning rate."""
     return self.config['optimizer']['learning_rate']
+
+
+class Metric(NamedTuple):
+  """A result of a run, and how tables show it.
+
+  label:     of its column.
+  sentence:  its name at the beginning of a sentence.
+  factor:    from the result to what is shown, such as 100 for per cent.
+  is_ratio:  whether it spans orders of magnitude: then its mean is geometric,
+             and two cells are compared by a ratio.
+  direction: 1 where more is better, -1 where less is.
+  """
+
+  label: str
+  sentence: str
+  factor: float = 1.0
+  is_ratio: bool = False
+  direction: int = -1
+
+
+# Those of a run that has a TARGET are added by `add_target`.
+METRICS = {
+  'train_loss': Metric('train loss', 'The training loss', is_ratio=True),
+  'test_loss': Metric('test loss', 'The test loss', is_ratio=True),
+  'test_error': Metric('test error %', 'The test error', 100.0),
+  'test_balanced_error': Metric(
+    'balanced test error %', 'The balanced test error', 100.0
+  ),
+  'test_average_precision': Metric(
+    'average precision %', 'The average precision', 100.0, direction=1
+  ),
+  'cost_to_target': Metric(
+    'cost to target', 'The cost to the target', is_ratio=True
+  ),
+  'steps_to_target': Metric(
+    'steps to target', 'The number of steps to the target', is_ratio=True
+  ),
+  'seconds_to_target': Metric(
+    'seconds to target', 'The time to the target', is_ratio=True
+  ),
+}
 
 
 class Interval(NamedTuple):
@@ -69,6 +111,17 @@ class Row(NamedTuple):
     return np.array(
       [self.records[seed].result[name] for seed in sorted(self.records)]
     )
+
+  def summary(self, name: str) -> str:
+    """Geometric mean and interval of a metric, or mean and deviation."""
+    metric = METRICS[name]
+    values = metric.factor * self.values(name)
+    if metric.is_ratio:
+      return geometric_mean(values).within('{:.3g}')
+    text = f'{values.mean():.2f}'
+    if len(values) == 1:
+      return text
+    return f'{text} ({np.std(values, ddof=1):.2f})'
 
   @property
   def train_loss(self) -> Interval:
@@ -122,6 +175,107 @@ def paired(row: Row, baseline: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
+class Comparison(NamedTuple):
+  """Two rows by one metric, over the seeds that both have.
+
+  difference: of the metric as shown; of its logarithm where it is a ratio.
+  p_value:    of the paired t test of a difference of 0; NaN for one pair.
+  num_pairs:  n.
+  metric:     that was compared.
+  """
+
+  difference: Interval
+  p_value: float
+  num_pairs: int
+  metric: Metric
+
+  @property
+  def is_better(self) -> bool:
+    """Whether the whole interval is on the better side."""
+    return min(self.metric.direction * np.array(self.difference[1:])) > 0
+
+  @property
+  def is_worse(self) -> bool:
+    """Whether the whole interval is on the worse side."""
+    return max(self.metric.direction * np.array(self.difference[1:])) < 0
+
+  @property
+  def text(self) -> str:
+    """The difference, or the ratio, with interval and p-value."""
+    if self.metric.is_ratio:
+      text = 'x ' + Interval(*np.exp(self.difference)).within('{:.3g}')
+    else:
+      text = self.difference.within('{:+.2f}')
+    return text if np.isnan(self.p_value) else f'{text}, p {self.p_value:.2g}'
+
+  @property
+  def phrase(self) -> str:
+    """The same between the names of two cells."""
+    if self.metric.is_ratio:
+      ratio = Interval(*np.exp(self.difference)).within('{:.3g}')
+      return f'is {ratio} times'
+    return f'differs by {self.difference.within("{:+.2f}")} points from'
+
+
+def compare(row: Row, baseline: Row, name: str) -> Comparison:
+  """Compares two rows by a metric, seed by seed."""
+  metric = METRICS[name]
+  ours, theirs = (
+    metric.factor * values for values in paired(row, baseline, name)
+  )
+  if metric.is_ratio:
+    tiny = np.finfo(np.float32).tiny  # a float32 loss may be exactly 0
+    ours, theirs = np.log(np.maximum([ours, theirs], tiny))
+  difference = ours - theirs
+  p_value = np.nan
+  if len(difference) > 1 and np.ptp(difference) > 0:
+    p_value = float(stats.ttest_1samp(difference, 0).pvalue)
+  return Comparison(mean(difference), p_value, len(difference), metric)
+
+
+def add_target(table: list[Row], baseline: Row, name: str) -> list[Row]:
+  """Adds to each run what it took to get where the baseline's run ended.
+
+  The target of a seed is the metric at the end of the baseline's run of that
+  seed. `cost_to_target`, `steps_to_target` and `seconds_to_target` are those of
+  the first evaluation that is at least as good; a run that has none gets its
+  whole cost, number of steps and time, and `reached_target` False.
+
+  Args:
+    table: of all cells; runs of seeds that the baseline lacks are left out.
+    baseline: the row whose ends are the targets.
+    name: of METRICS, one that is evaluated on the way.
+  """
+  return [
+    row._replace(
+      records={
+        seed: _with_target(record, baseline.records[seed].result[name], name)
+        for seed, record in row.records.items()
+        if seed in baseline.records
+      }
+    )
+    for row in table
+  ]
+
+
+def _with_target(record: Record, target: float, name: str) -> Record:
+  direction = METRICS[name].direction
+  reached = [
+    line
+    for line in record.metrics
+    if line.get(name) is not None
+    and direction * line[name] >= direction * target
+  ]
+  first = reached[0] if reached else record.metrics[-1]
+  result = {
+    'cost_to_target': max(first['cost'], 1),
+    'steps_to_target': max(first['step'], 1),
+    'seconds_to_target': first['seconds'],
+    'reached_target': bool(reached),
+  }
+  return record._replace(result=record.result | result)
+
+
 def rows(records: list[Record]) -> list[Row]:
   """Groups runs by cell and learning rate, in the sweep's order."""
   groups: dict[tuple[str, float], list[Record]] = {}
@@ -135,6 +289,23 @@ def rows(records: list[Record]) -> list[Row]:
     diverged = sum(r.result['status'] == 'diverged' for r in group)
     result.append(Row(cell, rate, finished, diverged))
   return result
+
+
+def groups(table: Sequence[Row]) -> dict[str, list[Row]]:
+  """Returns the rows by what stands before ': ' in the names of their cells.
+
+  Cells are compared within their group, such as one data set: 'digits: uniform'
+  is the baseline of 'digits: loss'. Names without ': ' make the group ''.
+  """
+  result: dict[str, list[Row]] = {}
+  for row in table:
+    result.setdefault(row.cell.rpartition(': ')[0], []).append(row)
+  return result
+
+
+def in_group(group: str, cell: str) -> str:
+  """Returns the full name of a cell of the group."""
+  return f'{group}: {cell}' if group else cell
 
 
 def best(table: list[Row]) -> dict[str, Row]:
@@ -153,7 +324,7 @@ def best(table: list[Row]) -> dict[str, Row]:
 
 def shared_rate(table: list[Row]) -> float:
   """Returns the rate of least training loss, averaged over cells in logs."""
-  rates = sorted({row.rate for row in table})
+  rates = sorted({row.rate for row in table if not np.isnan(row.rate)})
 
   def score(rate: float) -> float:
     here = [row for row in table if row.rate == rate]

@@ -14,23 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.schedules import SCHEDULES
 from experiments.settings import SettingsError, choose, options
 import isjax
 from isjax import losses, transforms, weights
+from isjax.baselines import BASELINES
 from isjax.data import Metadata, augment, rescale, standardise
 from isjax.models import MODELS
-from isjax.samplers import SAMPLERS
+from isjax.models.freezing import train_only
+from isjax.samplers import SAMPLERS, importance_ranks
+from isjax.step import TRAINING_COST
 from isjax.types import Batch
 
 OPTIMIZERS = {
   'sgd': optax.sgd,
   'rmsprop': optax.rmsprop,
   'adam': optax.adam,
-}
-SCHEDULES = {
-  'constant': lambda progress: 1.0,
-  'linear': lambda progress: 1 - progress,
-  'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
 }
 # name -> (factory, its parameter, the value of it that changes nothing).
 ROBUST = {
@@ -44,6 +43,13 @@ AUGMENTATIONS = {
   'pad_and_crop': augment.pad_and_crop,
   'shift': augment.shift,
 }
+_OF_EVERY_OPTIMIZER = (
+  'name',
+  'learning_rate',
+  'schedule',
+  'weight_decay',
+  'clip_norm',
+)
 CLASS_WEIGHTS = ('inverse_frequency', 'inverse_sqrt', 'effective_number')
 
 
@@ -58,17 +64,59 @@ def preprocess(
   return rescale(metadata.max_value)
 
 
-def augmentation(settings: dict[str, Any]) -> augment.AugmentFn | None:
-  """Returns the views of config['augmentations'], name -> options, in order.
+def augmentation(
+  settings: dict[str, Any],
+) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+  """Returns `augment` and `augment_by` of the training step.
+
+  Those of AUGMENTATIONS in config['augmentations'], name -> options, are made
+  one after the other; one of CHOICES there has a say in which views of them are
+  made of which example.
 
   Raises:
     SettingsError: for a name or an option that there is not, or a bad value.
   """
-  parts = [
-    _make(choose(AUGMENTATIONS, name, 'augmentations'), name, fields)
-    for name, fields in settings.items()
-  ]
-  return augment.compose(*parts) if parts else None
+  parts, choices = [], []
+  for name, fields in settings.items():
+    factory = choose(AUGMENTATIONS | CHOICES, name, 'augmentations')
+    if name in CHOICES:
+      choices.append((factory, name, fields))
+    else:
+      parts.append(_make(factory, name, fields))
+  if len(choices) > 1:
+    raise SettingsError(
+      f'augmentations may have one of {", ".join(CHOICES)}; got more.'
+    )
+  if not parts:
+    return None, None
+  composed = augment.compose(*parts)
+  return _make(*choices[0], composed) if choices else (composed, None)
+
+
+def _limit_views(augment_fn: augment.AugmentFn, num_views: int):
+  """So many views of each example."""
+  return augment.limit_views(augment_fn, num_views), lambda _, indices: indices
+
+
+def _sometimes(augment_fn: augment.AugmentFn, chance: float | str):
+  """With the same chance for all, or by the rank of their importance."""
+
+  def of_all(_, indices):
+    return jnp.full(indices.shape, chance, jnp.float32)
+
+  if isinstance(chance, str):
+    by = choose(_CHANCES, chance, 'augmentations: chance')
+    return augment.sometimes(augment_fn), by
+  if not 0 <= chance <= 1:
+    raise ValueError(f'chance must be in [0, 1]; got {chance}.')
+  return augment.sometimes(augment_fn), of_all
+
+
+_CHANCES = {
+  'rank': importance_ranks,
+  'reverse_rank': lambda *args: 1 - importance_ranks(*args),
+}
+CHOICES = {'limit_views': _limit_views, 'sometimes': _sometimes}
 
 
 def model(settings: dict[str, Any], metadata: Metadata):
@@ -99,19 +147,34 @@ def loss_fn(settings: dict[str, Any], metadata: Metadata) -> losses.LossFn:
   return _make(factory, 'loss', fields)
 
 
-def sampler(settings: dict[str, Any], train_set: Batch) -> isjax.Sampler:
+def sampler(
+  settings: dict[str, Any], train_set: Batch, budget: int
+) -> isjax.Sampler:
   """Returns the sampler of config['sampler'], made for the training set.
+
+  A baseline that anneals over the last steps of a run gets their number from
+  the budget; see `anneals`.
 
   Raises:
     SettingsError: for a name or an option that there is not, or a bad value.
   """
-  factory = choose(SAMPLERS, settings['name'], 'sampler.name')
+  factory = choose(SAMPLERS | BASELINES, settings['name'], 'sampler.name')
   fields = {k: _number(v) for k, v in options(settings).items()}
+  parameters = inspect.signature(factory).parameters
   if train_set.record_weights is not None:
     fields['record_weights'] = train_set.record_weights
-  if 'labels' in inspect.signature(factory).parameters:
+  if 'labels' in parameters:
     fields['labels'] = train_set.targets
+  if anneals(settings):
+    cost = TRAINING_COST * fields['batch_size']
+    fields['num_steps'] = math.ceil(budget / cost)
   return _make(factory, 'sampler', fields, isjax.num_examples(train_set))
+
+
+def anneals(settings: dict[str, Any]) -> bool:
+  """Whether the sampler of config['sampler'] is made for one budget only."""
+  factory = choose(SAMPLERS | BASELINES, settings['name'], 'sampler.name')
+  return 'num_steps' in inspect.signature(factory).parameters
 
 
 def transform(
@@ -120,7 +183,8 @@ def transform(
   """Returns the chain from per-example gradients to the update.
 
   Importance weights with config['exponent'], config['class_weights'],
-  config['robust'], the average, config['optimizer'].
+  config['robust'], the average, config['optimizer'], of the parameters whose
+  paths begin as one of config['train_only'] if it names any.
 
   Args:
     config: of the run.
@@ -130,6 +194,9 @@ def transform(
   Raises:
     SettingsError: for a name or an option that there is not, or a bad value.
   """
+  optimizer = _optimizer(config['optimizer'], learning_rate)
+  if config['train_only']:
+    optimizer = train_only(optimizer, config['train_only'])
   return optax.chain(
     transforms.scale_by_importance(
       metadata.num_examples, exponent=float(config['exponent'])
@@ -137,7 +204,7 @@ def transform(
     *_class_weights(config['class_weights'], metadata),
     *_robust(config['robust']),
     transforms.average_gradient(),
-    _optimizer(config['optimizer'], learning_rate),
+    optimizer,
   )
 
 
@@ -178,10 +245,18 @@ def _robust(settings: dict[str, Any]):
 
 def _optimizer(settings: dict[str, Any], learning_rate):
   factory = choose(OPTIMIZERS, settings['name'], 'optimizer.name')
-  schedule = choose(SCHEDULES, settings['schedule'], 'optimizer.schedule')
-  ours = ('name', 'learning_rate', 'schedule', 'weight_decay')
-  fields = {k: v for k, v in settings.items() if k not in ours}
+  schedule = settings['schedule']
+  schedule = _make(
+    choose(SCHEDULES, schedule['name'], 'optimizer.schedule.name'),
+    'optimizer.schedule',
+    options(schedule),
+  )
+  fields = {k: v for k, v in settings.items() if k not in _OF_EVERY_OPTIMIZER}
+  clip = optax.identity()
+  if 'clip_norm' in settings:
+    clip = optax.clip_by_global_norm(settings['clip_norm'])
   return optax.chain(
+    clip,
     # In the loss the importance weights would multiply it.
     optax.add_decayed_weights(settings.get('weight_decay', 0.0)),
     _make(factory, 'optimizer', fields, learning_rate),

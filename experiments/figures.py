@@ -10,7 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import artifacts
-from experiments.comparisons import Record, Row, best, rows
+from experiments.comparisons import (
+  METRICS,
+  Record,
+  Row,
+  best,
+  groups,
+  rows,
+)
 
 _GRID = 60  # points at which the runs of a row are averaged
 
@@ -53,20 +60,45 @@ def _draw(axis, row: Row, x: str, y: str, *, logarithmic: bool, scale=1.0):
   )
 
 
-def loss_and_error(chosen: list[Row]) -> plt.Figure:
-  """Training loss and test error against cost, each cell at its best rate."""
-  figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
-  for row in chosen:
-    _draw(axes[0], row, 'cost', 'train_loss', logarithmic=True)
-    _draw(axes[1], row, 'cost', 'test_error', logarithmic=False, scale=100.0)
-  axes[0].set(yscale='log', ylabel='training loss (geometric mean)')
-  axes[1].set(ylabel='test error, %')
-  final = max(100 * row.values('test_error').mean() for row in chosen)
-  axes[1].set_ylim(0, 4 * final)
-  for axis in axes:
-    axis.set_xlabel('cost, forward-equivalents')
+def _panels(chosen: list[Row]):
+  """A line of two panels per group: figure, [(group, members, left, right)]."""
+  by_group = groups(chosen)
+  figure, axes = plt.subplots(
+    len(by_group),
+    2,
+    figsize=(11, 4.2 * len(by_group)),
+    layout='constrained',
+    squeeze=False,
+  )
+  lines = zip(by_group.items(), axes, strict=True)
+  return figure, [(name, rows, *pair) for (name, rows), pair in lines]
+
+
+def _finish(left, right, group: str, x: str) -> None:
+  left.set_title(group, loc='left', fontsize=10)
+  for axis in (left, right):
+    axis.set_xlabel(x)
     axis.grid(alpha=0.25)
-  axes[0].legend(fontsize=8)
+  left.legend(fontsize=8)
+
+
+def loss_and_error(chosen: list[Row], name: str = 'test_error') -> plt.Figure:
+  """Training loss and a test metric against cost, each cell at its best rate.
+
+  Args:
+    chosen: the rows.
+    name: of METRICS, one that is evaluated on the way.
+  """
+  metric = METRICS[name]
+  figure, panels = _panels(chosen)
+  for group, members, left, right in panels:
+    for row in members:
+      _draw(left, row, 'cost', 'train_loss', logarithmic=True)
+      _draw(right, row, 'cost', name, logarithmic=False, scale=metric.factor)
+    final = max(metric.factor * row.values(name).mean() for row in members)
+    left.set(yscale='log', ylabel='training loss (geometric mean)')
+    right.set(ylabel=metric.label, ylim=(0, min(4 * final, metric.factor)))
+    _finish(left, right, group, 'cost, forward-equivalents')
   return figure
 
 
@@ -79,16 +111,14 @@ def gate(chosen: list[Row]) -> plt.Figure | None:
   ]
   if not chosen:
     return None
-  figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
-  for row in chosen:
-    _draw(axes[0], row, 'step', 'tau', logarithmic=False)
-    _draw(axes[1], row, 'step', 'importance_sampled', logarithmic=False)
-  axes[0].set(ylabel='tau, moving average')
-  axes[1].set(ylabel='share of steps importance-sampled', ylim=(-0.05, 1.05))
-  for axis in axes:
-    axis.set_xlabel('step')
-    axis.grid(alpha=0.25)
-  axes[0].legend(fontsize=8)
+  figure, panels = _panels(chosen)
+  for group, members, left, right in panels:
+    for row in members:
+      _draw(left, row, 'step', 'tau', logarithmic=False)
+      _draw(right, row, 'step', 'importance_sampled', logarithmic=False)
+    left.set(ylabel='tau, moving average')
+    right.set(ylabel='share of steps importance-sampled', ylim=(-0.05, 1.05))
+    _finish(left, right, group, 'step')
   return figure
 
 
@@ -96,14 +126,16 @@ def write(
   records: list[Record], module: ModuleType, folder: pathlib.Path
 ) -> None:
   """Writes the figures of a sweep to its folder and prints where they lie."""
-  del module
   chosen = list(best(rows(records)).values())
+  evaluated = ('test_error', 'test_balanced_error')
+  names = getattr(module, 'METRICS', evaluated)
+  metric = next((n for n in names if n in evaluated), 'test_error')
   if not chosen:
     print('figures: none, no run finished')
     return
   names = []
   for name, figure in (
-    ('loss_and_error', loss_and_error(chosen)),
+    ('loss_and_error', loss_and_error(chosen, metric)),
     ('gate', gate(chosen)),
   ):
     if figure is not None:

@@ -6,16 +6,19 @@ and budget only; these are arrays among its arguments.
 
 import functools
 import json
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import average_precision_score
 
 from experiments import components
-from experiments.settings import SettingsError, choose
+from experiments.settings import SettingsError, UnavailableError, choose
 from isjax.data import Metadata, load, transform
 from isjax.losses import cross_entropy
-from isjax.metrics import error, label_probability, summarise
+from isjax.metrics import class_balanced, error, label_probability, summarise
 from isjax.models import init, make_apply_fn
 from isjax.scores import SCORES
 from isjax.step import (
@@ -46,8 +49,10 @@ class Program:
   def __init__(self, config: dict[str, Any]):
     self.config = config
     self.train_set, self.metadata = load_set(config, 'train')
-    self.test_set, _ = load_set(config, 'test')
-    self.sampler = components.sampler(config['sampler'], self.train_set)
+    self.test_set, self.test_metadata = load_set(config, 'test')
+    self.sampler = components.sampler(
+      config['sampler'], self.train_set, config['budget']
+    )
     self.loss_fn = components.loss_fn(config['loss'], self.metadata)
     self.score = choose(SCORES, config['score'], 'score')(self.loss_fn)
     self.preprocess = components.preprocess(self.train_set, self.metadata)
@@ -95,15 +100,25 @@ class Program:
     if key not in _MODELS:
       module = components.model(self.config['model'], self.metadata)
       apply_fn = make_apply_fn(module)
-      evaluate = make_eval_step(
-        apply_fn,
-        cross_entropy(),
-        preprocess=self.preprocess,
-        statistics={'error': error},
-        batch_size=min(500, self.metadata.num_examples),
-      )
+      evaluate = {
+        'train': (self._make_evaluation(apply_fn, self.metadata)),
+        'test': (self._make_evaluation(apply_fn, self.test_metadata)),
+      }
       _MODELS[key] = module, apply_fn, evaluate
     return _MODELS[key]
+
+  def _make_evaluation(self, apply_fn, metadata: Metadata):
+    counts = metadata.class_counts
+    return make_eval_step(
+      apply_fn,
+      cross_entropy(),
+      preprocess=self.preprocess,
+      statistics={
+        'error': error,
+        'balanced_error': class_balanced(error, counts),
+      },
+      batch_size=min(500, metadata.num_examples),
+    )
 
   def _transform(self, learning_rate):
     return components.transform(self.config, learning_rate, self.metadata)
@@ -133,6 +148,7 @@ class Program:
     return draw_score
 
   def _step(self, learning_rate, budget):
+    augment, augment_by = components.augmentation(self.config['augmentations'])
     return make_train_step(
       self.apply_fn,
       self.loss_fn,
@@ -141,7 +157,8 @@ class Program:
       score=self.score,
       draw_score=self._draw_score(),
       preprocess=self.preprocess,
-      augment=components.augmentation(self.config['augmentations']),
+      augment=augment,
+      augment_by=augment_by,
       statistics={'error': error, 'label_probability': label_probability},
       budget=budget,
     )
@@ -152,12 +169,30 @@ class Program:
     return state, summarise(stacked)
 
   def evaluate(self, state) -> dict[str, float]:
-    """Returns exact loss and error on both splits."""
+    """Returns exact loss, error and balanced error on both splits."""
     metrics = {}
     for split, data in (('train', self.train_set), ('test', self.test_set)):
-      values = self._evaluate(state.params, state.model_state, data)
+      values = self._evaluate[split](state.params, state.model_state, data)
       metrics |= {f'{split}_{k}': float(v) for k, v in values.items()}
     return metrics
+
+  def test_average_precision(self, state) -> float | None:
+    """Of class 1 by its logit less that of class 0; None for other than two."""
+    if self.metadata.num_classes != 2:
+      return None
+
+    @jax.jit
+    def margins(params, model_state, inputs):
+      outputs, _ = self.apply_fn(
+        params, model_state, self.preprocess(inputs), train=False, rngs=None
+      )
+      return outputs[:, 1] - outputs[:, 0]
+
+    inputs, targets, _ = self.test_set
+    margins = np.asarray(margins(state.params, state.model_state, inputs))
+    if not np.isfinite(margins).all():
+      return math.nan
+    return float(average_precision_score(np.asarray(targets), margins))
 
 
 def check(configs: list[dict[str, Any]]) -> None:
@@ -172,6 +207,13 @@ def check(configs: list[dict[str, Any]]) -> None:
         raise SettingsError(
           f'{name} must be from 1 to 2^31; got {config[name]}.'
         )
+  sampler = configs[0]['sampler']
+  budgets = sorted({config['budget'] for config in configs})
+  if len(budgets) > 1 and components.anneals(sampler):
+    raise SettingsError(
+      f'{sampler["name"]} anneals at the end of its budget and takes one '
+      f'budget per cell; got {budgets} in {configs[0]["cell"]!r}.'
+    )
   try:
     Program(configs[0])
   except (ValueError, TypeError) as error:
@@ -183,7 +225,7 @@ def load_set(config: dict[str, Any], split: str) -> tuple[Batch, Metadata]:
   """Loads and transforms a split, once per process.
 
   Raises:
-    SettingsError: where there is no such data set or transformation.
+    UnavailableError: where there is no such data set or transformation.
   """
   return _load_set(config['data'], _key(config['transformations']), split)
 
@@ -200,5 +242,5 @@ def _load_set(name: str, transformations: str, split: str):
       *load(name, split), json.loads(transformations), seed=0
     )
   except (ValueError, FileNotFoundError, ImportError) as error:
-    raise SettingsError(f'data: {" ".join(str(error).split())}') from error
+    raise UnavailableError(f'data: {" ".join(str(error).split())}') from error
   return batch, metadata

@@ -2,7 +2,13 @@
 
 A config file defines `get_config()`, a ConfigDict of all settings, and
 `sweep(config)`, which yields one dict of changes per run: dotted field ->
-value. A change of the command line, --config.field=value, wins over both.
+value. In place of the latter it may define `cells(config)`, name -> changes,
+each of which runs with every rate of sweep.learning_rates and sweep.num_seeds
+seeds; sweep.cells names those that are wanted.
+
+Its settings are those of the scale 'cpu'; SCALES, scale -> changes, has the
+others, which CONFIG.py:SCALE asks for. A change of the command line,
+--config.field=value, wins over all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,17 +20,23 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+DEFAULT_SCALE = 'cpu'
 
 
 class SettingsError(Exception):
   """What is wrong with the user's settings, in one line."""
 
 
+class UnavailableError(SettingsError):
+  """Why something cannot be run here, in one line; the rest still can."""
+
+
 class Command(NamedTuple):
   """A command line.
 
-  path:    of the config file.
+  path:    of the config file, with its :SCALE if there is one.
   changes: '--config.field=value', one per change.
   workers: number of processes, or None.
   folder:  for results, or None.
@@ -67,7 +79,8 @@ def load(
   """Loads a config file and applies the changes of the command line.
 
   Args:
-    path: of the config file.
+    path: of the config file; with ':' and a scale, at that scale, which its
+      name then ends with.
     arguments: '--config.field=value', one per change.
 
   Returns:
@@ -75,10 +88,12 @@ def load(
     dicts with the changes applied, and those changes, dotted field -> value.
 
   Raises:
-    SettingsError: where file, field or value is wrong.
+    SettingsError: where file, scale, field or value is wrong.
   """
+  path, _, scale = path.partition(':')
   module = _load_module(path)
   default = module.get_config()
+  _set_scale(default, module, scale or DEFAULT_SCALE)
   fields = _flatten(default.to_dict())
   values = flags.FlagValues()
   command = ['isjax', *arguments]
@@ -113,14 +128,44 @@ def runs(
     changes: of the command line; a field among them is not swept.
   """
   resolved = {}
-  for entry in module.sweep(config):
+  for entry in entries(module, config):
     run = {k: v for k, v in config.items() if k != 'sweep'}
     for field, value in entry.items():
       if field not in changes:
-        run = _with_field(run, field, value)
+        run = with_field(run, field, value)
     resolved[digest(run)] = run
   _expect_distinct(resolved.values())
   return list(resolved.values())
+
+
+def entries(
+  module: ModuleType, config: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+  """Yields the changes of each run: dotted field -> value.
+
+  Args:
+    module: with `sweep(config)` or `cells(config)`.
+    config: whose `sweep` says how many there are.
+
+  Raises:
+    SettingsError: where sweep.cells names a cell that there is not.
+  """
+  if hasattr(module, 'sweep'):
+    yield from module.sweep(config)
+    return
+  wanted = config['sweep']
+  cells = module.cells(config)
+  rates = wanted.get('learning_rates', (config['optimizer']['learning_rate'],))
+  for cell in wanted.get('cells') or cells:
+    changes = choose(cells, cell, 'sweep.cells')
+    for rate in rates:
+      for seed in range(wanted['num_seeds']):
+        yield {
+          'cell': cell,
+          'optimizer.learning_rate': rate,
+          'seed': seed,
+          **changes,
+        }
 
 
 def _expect_distinct(configs: Iterable[dict[str, Any]]) -> None:
@@ -175,10 +220,43 @@ def _load_module(path: str) -> ModuleType:
     raise SettingsError(f'{path!r} is not a Python file.')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  for name in ('get_config', 'sweep'):
-    if not hasattr(module, name):
-      raise SettingsError(f'{path}: a config file defines {name}().')
+  if not hasattr(module, 'get_config'):
+    raise SettingsError(f'{path}: a config file defines get_config().')
+  if not (hasattr(module, 'sweep') or hasattr(module, 'cells')):
+    raise SettingsError(f'{path}: a config file defines sweep() or cells().')
   return module
+
+
+def scales(module: ModuleType) -> tuple[str, ...]:
+  """Returns the names of the scales that a config file has."""
+  return (DEFAULT_SCALE, *getattr(module, 'SCALES', {}))
+
+
+def _set_scale(config, module: ModuleType, scale: str) -> None:
+  """Makes the changes of a scale in place; sub-dicts are replaced as a whole.
+
+  Args:
+    config: the ConfigDict of the scale 'cpu'.
+    module: the config file.
+    scale: one of its scales.
+  """
+  if scale not in scales(module):
+    raise SettingsError(
+      f'{config.name} has the scales {", ".join(scales(module))}; got '
+      f'{scale!r}.'
+    )
+  if scale == DEFAULT_SCALE:
+    return
+  for field, value in module.SCALES[scale].items():
+    *parents, name = field.split('.')
+    place = config
+    for parent in parents:
+      place = place[parent]
+    if name not in place:
+      raise SettingsError(f'scale {scale!r} sets {field!r}, which is no field.')
+    with place.ignore_type():
+      place[name] = ConfigDict(value) if isinstance(value, dict) else value
+  config.name = f'{config.name}_{scale}'
 
 
 def _flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -209,15 +287,21 @@ def _one_line(error: BaseException) -> str:
   return ' '.join(str(error).split())
 
 
-def _with_field(
+def with_field(
   config: dict[str, Any], field: str, value: Any
 ) -> dict[str, Any]:
-  """A copy of the config with one dotted field changed."""
+  """Returns a copy of the config with one dotted field changed.
+
+  Raises:
+    SettingsError: where there is no such field.
+  """
   head, _, tail = field.partition('.')
   if head not in config or (tail and not isinstance(config[head], dict)):
-    raise SettingsError(f'the sweep sets {field!r}, which is no field.')
+    raise SettingsError(
+      f'{field!r} is to be set, which is no field of the config.'
+    )
   if tail:
-    value = _with_field(config[head], tail, value)
+    value = with_field(config[head], tail, value)
   return config | {head: value}
 
 
@@ -234,6 +318,6 @@ def iterate_cells(
   for config in configs:
     same = config
     for field in arguments:
-      same = _with_field(same, field, None)
+      same = with_field(same, field, None)
     cells.setdefault(digest(same), []).append(config)
   yield from cells.values()

@@ -32,10 +32,11 @@ from experiments import (
   settings,
   studies,
   tables,
+  trunk,
 )
 from experiments.program import ARGUMENTS, Program, check
 from experiments.progress import Progress
-from experiments.settings import SettingsError
+from experiments.settings import SettingsError, UnavailableError
 from experiments.train import diverged, run
 
 # Tells the parent of a run's progress: (run, fraction or None at its end,
@@ -56,6 +57,20 @@ def run_name(config: dict[str, Any]) -> str:
     settings.digest(config),
   ]
   return '-'.join(re.sub(r'[^a-z0-9.]+', '_', w.lower()) for w in words)
+
+
+def trunk_folder(
+  config: dict[str, Any], folder: pathlib.Path
+) -> pathlib.Path | None:
+  """Returns the folder of a run's trunk in that of the sweep, if it has one."""
+  begins = trunk.config_of(config)
+  return None if begins is None else folder / run_name(begins)
+
+
+def trunks(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the configs of the trunks of the runs, each one once."""
+  begin = [trunk.config_of(config) for config in configs]
+  return list({run_name(c): c for c in begin if c is not None}.values())
 
 
 def unfinished(
@@ -87,6 +102,7 @@ def run_cell(
       program,
       folder / name,
       report=functools.partial(tell, name),
+      trunk_folder=trunk_folder(config, folder),
     )
     tell(name, None, result)
 
@@ -185,17 +201,13 @@ def main(arguments: list[str]) -> int:
       studies.run(study, module, config, changes, folder)
       return 0
     configs = settings.runs(module, config, changes)
-    todo = unfinished(configs, folder)
-    cells = list(settings.iterate_cells(todo, ARGUMENTS))
-    for cell in cells:
-      check(cell)
-    _announce(configs, todo, folder)
-    workers = command.workers or _default_workers(len(cells))
-    run_all(cells, folder, workers)
+    left_out = make_runs(configs, folder, command.workers)
     records = [
-      comparisons.read(folder / run_name(config)) for config in configs
+      comparisons.read(folder / run_name(config))
+      for config in configs
+      if config['cell'] not in left_out
     ]
-    tables.write(records, module, folder)
+    tables.write(records, module, folder, left_out)
     figures.write(records, module, folder)
   except SettingsError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -210,6 +222,44 @@ def main(arguments: list[str]) -> int:
     )
     return 130
   return 0
+
+
+def make_runs(
+  configs: list[dict[str, Any]], folder: pathlib.Path, workers: int | None
+) -> dict[str, str]:
+  """Makes the runs that are not finished, their trunks first.
+
+  Args:
+    configs: of all runs of the sweep.
+    folder: of the sweep.
+    workers: processes; None for one per core on CPU and 1 elsewhere.
+
+  Returns:
+    The cells that cannot be run here, with the reason.
+
+  Raises:
+    SettingsError: where something is wrong, or no cell can be run, before the
+      first run.
+  """
+  todo = unfinished(configs, folder)
+  stages, left_out = [], {}
+  for stage in (unfinished(trunks(todo), folder), todo):
+    stages.append([])
+    for cell in settings.iterate_cells(stage, ARGUMENTS):
+      try:
+        check(cell)
+        stages[-1].append(cell)
+      except UnavailableError as reason:
+        left_out[cell[0]['cell']] = str(reason)
+  if len(left_out) and all(c['cell'] in left_out for c in configs):
+    raise SettingsError(' '.join(dict.fromkeys(left_out.values())))
+  _announce(configs, todo, folder)
+  for name, reason in left_out.items():
+    print(f'{name}: left out. {reason}', file=sys.stderr)
+  for cells in stages:
+    if cells:
+      run_all(cells, folder, workers or _default_workers(len(cells)))
+  return left_out
 
 
 def _announce(configs, todo, folder: pathlib.Path) -> None:

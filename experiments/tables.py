@@ -1,7 +1,9 @@
 """The table of a sweep: Markdown to read, CSV to compute with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import csv
+import functools
+import itertools
 import pathlib
 from types import ModuleType
 
@@ -9,17 +11,23 @@ import numpy as np
 import rich.console
 import rich.markdown
 
-from experiments import artifacts
+from experiments import artifacts, claims
 from experiments.comparisons import (
+  METRICS,
   Record,
   Row,
+  add_target,
   best,
+  compare,
   geometric_mean,
+  groups,
+  in_group,
   mean,
   paired,
   rows,
   shared_rate,
 )
+from experiments.settings import choose
 
 
 def verdict(table: list[Row]) -> str:
@@ -62,47 +70,63 @@ def verdict(table: list[Row]) -> str:
   )
 
 
-_HEADER = (
-  'cell',
-  'b',
-  'rate',
-  'train loss, geometric mean [95 %]',
-  'test error %, mean (sd)',
-  'paired difference to baseline [95 %]',
-  'steps',
-  'importance-sampled',
-  'cost',
-  'seconds',
-  'n',
-  'diverged',
-)
+_OF_DIVERGED = ('rate', 'n', 'diverged')  # known of a row without results
+_DEFAULT_METRICS = ('train_loss', 'test_error')
 
 
-def _cells(row: Row, baseline: Row) -> list[str]:
-  """One row of the Markdown table; a dash where nothing was measured."""
-  if not row.records:
-    return [row.cell, '-', f'{row.rate:g}', *['-'] * 7, '0', str(row.diverged)]
-  errors = 100 * row.values('test_error')
-  spread = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
-  ours, theirs = paired(row, baseline, 'test_error')
-  difference = mean(100 * (ours - theirs)).within('{:+.2f}')
-  share = '-'
-  if 'mean_importance_sampled' in next(iter(row.records.values())).result:
-    share = f'{row.values("mean_importance_sampled").mean():.0%}'
-  return [
-    row.cell,
-    str(next(iter(row.records.values())).config['sampler']['batch_size']),
-    f'{row.rate:g}',
-    row.train_loss.within('{:.2e}'),
-    f'{errors.mean():.2f} ({spread:.2f})',
-    '-' if row is baseline else difference,
-    f'{row.values("steps").mean():.0f}',
-    share,
-    f'{row.values("cost").mean():.0f}',
-    f'{row.values("seconds").mean():.2f}',
-    str(len(row.records)),
-    str(row.diverged),
-  ]
+def _columns(
+  module: ModuleType, baseline: Row
+) -> dict[str, Callable[[Row], str]]:
+  """The table's columns: header -> cell of a row that has runs."""
+
+  def mean_of(name: str, template: str) -> Callable[[Row], str]:
+    def text(row):
+      if name not in next(iter(row.records.values())).result:
+        return '-'
+      return template.format(row.values(name).mean())
+
+    return text
+
+  def compared(name: str) -> Callable[[Row], str]:
+    def text(row):
+      return '-' if row is baseline else compare(row, baseline, name).text
+
+    return text
+
+  columns = {
+    'b': lambda row: str(
+      next(iter(row.records.values())).config['sampler']['batch_size']
+    ),
+    'rate': lambda row: f'{row.rate:g}',
+  }
+  for name in _metrics(module):
+    metric = METRICS[name]
+    how = 'geometric mean [95 %]' if metric.is_ratio else 'mean (sd)'
+    columns[f'{metric.label}, {how}'] = functools.partial(
+      lambda name, row: row.summary(name), name
+    )
+    columns[f'{metric.label}, against the baseline'] = compared(name)
+  if hasattr(module, 'TARGET'):
+    columns['reached the target'] = mean_of('reached_target', '{:.0%}')
+  columns |= {
+    'steps': mean_of('steps', '{:.0f}'),
+    'importance-sampled': mean_of('mean_importance_sampled', '{:.0%}'),
+    'kept': mean_of('mean_kept_share', '{:.0%}'),
+    'cost': mean_of('cost', '{:.0f}'),
+    'seconds': mean_of('seconds', '{:.2f}'),
+    'n': lambda row: str(len(row.records)),
+    'diverged': lambda row: str(row.diverged),
+  }
+  if hasattr(module, 'PAPER'):
+    columns['the paper'] = lambda row: module.PAPER.get(row.cell, '-')
+  return columns
+
+
+def _metrics(module: ModuleType) -> Sequence[str]:
+  names = getattr(module, 'METRICS', _DEFAULT_METRICS)
+  for name in names:
+    choose(METRICS, name, 'METRICS')
+  return names
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -120,35 +144,97 @@ def show(text: str) -> None:
     print(text)
 
 
-def _markdown(table: list[Row], baseline: Row) -> str:
-  return markdown(_HEADER, [_cells(row, baseline) for row in table])
+def _markdown(table: list[Row], baseline: Row, module: ModuleType) -> str:
+  """The table of the rows, without columns in which nothing was measured."""
+  columns = _columns(module, baseline)
+
+  def cell(row: Row, header: str) -> str:
+    known = row.records or (row.diverged and header in _OF_DIVERGED)
+    return columns[header](row) if known else '-'
+
+  cells = [[cell(row, header) for header in columns] for row in table]
+  filled = [set(column) != {'-'} for column in zip(*cells, strict=True)]
+  header = ['cell', *itertools.compress(columns, filled)]
+  lines = [
+    [row.cell, *itertools.compress(line, filled)]
+    for row, line in zip(table, cells, strict=True)
+  ]
+  return markdown(header, lines)
 
 
-def document(records: list[Record], module: ModuleType) -> str:
+def document(
+  records: list[Record], module: ModuleType, left_out: Mapping[str, str] = {}
+) -> str:
   """Returns the whole result of a sweep as Markdown.
 
   Args:
     records: of all its runs.
-    module: the config file, whose BASELINE names the row to compare with.
+    module: the config file. BASELINE names the row to compare with; METRICS,
+      TARGET, CLAIMS and PAPER, where there are any, the metrics of the table,
+      the one whose end by the baseline is the target of all, what the paper
+      claims, and its numbers by cell.
+    left_out: cells that could not be run, with the reason.
   """
   table = rows(records)
-  chosen = best(table)
-  rate = shared_rate(table)
-  shared = [row for row in table if row.rate == rate]
-  parts = [f'# {records[0].config["name"]}', module.__doc__.strip()]
-  baseline = chosen.get(module.BASELINE)
-  if baseline is not None:
-    parts += ['## Each cell at its best rate, by training loss']
-    parts += [_markdown(list(chosen.values()), baseline)]
-  at_rate = [row for row in shared if row.cell == module.BASELINE]
-  if at_rate:
-    parts += [f'## All cells at the best shared rate, {rate:g}']
-    parts += [_markdown(shared, at_rate[0])]
-  parts += [verdict(table), _provenance(records, module.BASELINE)]
+  table += [Row(cell, np.nan, {}, 0) for cell in left_out]
+  name = records[0].config['name']
+  parts = [f'# {name}', (module.__doc__ or '').strip()]
+  answers = []
+  for group, members in groups(table).items():
+    parts += _sections(group, members, module)
+    answers += _answers(group, members, module)
+  parts += [f'- {cell}: left out. {why}' for cell, why in left_out.items()]
+  if claims.of(module):
+    parts += ['## Claims']
+  parts += ['\n'.join(answers), _provenance(records, module)]
   return '\n\n'.join(parts) + '\n'
 
 
-def _provenance(records: list[Record], baseline: str) -> str:
+def _sections(group: str, table: list[Row], module: ModuleType) -> list[str]:
+  """The tables of a group, each with its heading."""
+  baseline = best(table).get(in_group(group, module.BASELINE))
+  if baseline is None:
+    return []
+  table = _with_target(group, table, module)
+  chosen = best(table)
+  rest = [row for row in table if row.cell not in chosen]  # without results
+  title = f'{group}: each' if group else 'Each'
+  several = len(table) > len(chosen) + len(rest)
+  parts = [
+    f'## {title} cell at its best rate, by training loss'
+    if several
+    else f'## {group or "All cells"}',
+    _markdown([*chosen.values(), *rest], chosen[baseline.cell], module),
+  ]
+  if not several:
+    return parts
+  rate = shared_rate(table)
+  shared = [row for row in table if row.rate == rate or np.isnan(row.rate)]
+  at_rate = [row for row in shared if row.cell == baseline.cell]
+  if at_rate:
+    title = f'{group}: all' if group else 'All'
+    parts += [f'## {title} cells at the best shared rate, {rate:g}']
+    parts += [_markdown(shared, at_rate[0], module)]
+  return parts
+
+
+def _with_target(group: str, table: list[Row], module: ModuleType) -> list[Row]:
+  baseline = best(table).get(in_group(group, module.BASELINE))
+  if baseline is None or not hasattr(module, 'TARGET'):
+    return table
+  return add_target(table, baseline, module.TARGET)
+
+
+def _answers(group: str, table: list[Row], module: ModuleType) -> list[str]:
+  """What the claims of the config come to; without any, the verdict."""
+  stated = claims.of(module)
+  if not stated:
+    return [verdict(table)]
+  chosen = best(_with_target(group, table, module))
+  return [claims.judge(claim, chosen, group) for claim in stated]
+
+
+def _provenance(records: list[Record], module: ModuleType) -> str:
   """Where the numbers come from, each fact once."""
 
   def all_of(name: str) -> str:
@@ -162,8 +248,17 @@ def _provenance(records: list[Record], baseline: str) -> str:
     }
   )
   budgets = ', '.join(sorted({str(r.config['budget']) for r in records}))
+  target = ''
+  if hasattr(module, 'TARGET'):
+    target = (
+      f'Target: the {METRICS[module.TARGET].label} at the end of the '
+      "baseline's run of the same seed; a run that does not reach it counts "
+      'with all that it spent. '
+    )
   return (
-    f'Baseline: "{baseline}". b: batch size. Cost: forward-equivalents, '
+    f'Baseline: "{module.BASELINE}". b: batch size. Against the baseline: '
+    'paired by seed, with the 95 % interval and the p-value of the t test. '
+    f'{target}Cost: forward-equivalents, '
     f'budget {budgets}. Seconds: training only, without compiling '
     f'and evaluating. Device: {all_of("device")}. Commit: {all_of("commit")}. '
     f'Python {all_of("python")}; {", ".join(versions)}.'
@@ -189,10 +284,13 @@ def write_csv(records: list[Record], path: pathlib.Path) -> None:
 
 
 def write(
-  records: list[Record], module: ModuleType, folder: pathlib.Path
+  records: list[Record],
+  module: ModuleType,
+  folder: pathlib.Path,
+  left_out: Mapping[str, str] = {},
 ) -> None:
   """Writes table.md and runs.csv to the folder, and prints the table."""
-  text = document(records, module)
+  text = document(records, module, left_out)
   with artifacts.atomic_write(folder / 'table.md') as file:
     file.write(text)
   write_csv(records, folder / 'runs.csv')

@@ -6,12 +6,14 @@ error rather than an accuracy: where most examples are right, the weighted
 error has by far the smaller variance.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from isjax.scores import label_log_probability
+from isjax.scores import ScoreFn, label_log_probability
 from isjax.types import Metrics
 from isjax.weights import importance_weights
 
@@ -24,6 +26,39 @@ def error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     targets: i32[m], labels.
   """
   return (jnp.argmax(outputs, axis=-1) != targets).astype(jnp.float32)
+
+
+def class_balanced(
+  statistic: ScoreFn, class_counts: Sequence[int] | np.ndarray
+) -> ScoreFn:
+  """Returns the statistic, weighted so that its mean is the mean over classes.
+
+  An example of class y counts N / (K n_y). Of `error` over a whole set, that
+  makes the balanced error: 1 less the mean of the recalls of all classes.
+
+  Args:
+    statistic: (outputs, targets) -> f32[m].
+    class_counts: K numbers n >= 0 of the set's examples, whose sum is N; a
+      class that it lacks is none of the K.
+
+  Raises:
+    ValueError: where the counts are negative or all 0.
+  """
+  counts = np.asarray(class_counts, np.float64)
+  if counts.ndim != 1 or not (counts >= 0).all() or not counts.any():
+    raise ValueError(
+      'class_counts must be one number >= 0 per class, not all 0; got '
+      f'{class_counts}.'
+    )
+  present = counts > 0
+  weights = np.zeros_like(counts)
+  weights[present] = counts.sum() / (present.sum() * counts[present])
+  weights = weights.astype(np.float32)
+
+  def balanced(outputs, targets):
+    return jnp.asarray(weights)[targets] * statistic(outputs, targets)
+
+  return balanced
 
 
 def label_probability(outputs: jax.Array, targets: jax.Array) -> jax.Array:

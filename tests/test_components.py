@@ -12,6 +12,7 @@ from experiments.settings import SettingsError
 from isjax import losses
 from isjax.data import standardise
 from isjax.data.metadata import assemble
+from isjax.samplers import early_importance
 from isjax.transforms import PerExample
 
 COUNTS = np.array([40, 8, 2])
@@ -36,7 +37,11 @@ def config(**changes):
 def weights_of(settings, metadata, progress):
   """What the chain multiplies the gradients by, at a constant rate of 1."""
   settings = settings | {
-    'optimizer': {'name': 'sgd', 'schedule': 'constant', 'learning_rate': 0}
+    'optimizer': {
+      'name': 'sgd',
+      'schedule': {'name': 'constant'},
+      'learning_rate': 0,
+    }
   }
   tx = components.transform(settings, 1.0, metadata)
   params = jnp.zeros(4)
@@ -64,7 +69,11 @@ def test_class_weights_begin_at_their_share_of_the_budget(metadata):
 
 def test_weight_decay_is_no_part_of_the_weighted_loss(metadata):
   """The parameters themselves enter the update, whatever the weights."""
-  optimizer = {'name': 'sgd', 'schedule': 'constant', 'weight_decay': 0.01}
+  optimizer = {
+    'name': 'sgd',
+    'schedule': {'name': 'constant'},
+    'weight_decay': 0.01,
+  }
   tx = components.transform(config(optimizer=optimizer), 1.0, metadata)
   params = jnp.array([1.0, -2.0, 3.0, 0.0])
   update, _ = tx.update(
@@ -120,6 +129,27 @@ def test_a_loss_knows_the_classes_of_the_training_set(metadata):
     ({'robust': {'name': 'absgd'}}, 'robust.temperature is missing'),
     ({'augmentations': {'blur': {}}}, 'augmentations must be one of cutout'),
     ({'augmentations': {'flip': {'p': 1}}}, 'flip.p is no option of flip'),
+    (
+      {'augmentations': {'flip': {}, 'limit_views': {'num_views': 0}}},
+      'limit_views: num_views must be an integer',
+    ),
+    (
+      {'augmentations': {'flip': {}, 'sometimes': {'chance': 2.0}}},
+      r'sometimes: chance must be in \[0, 1\]; got 2.0',
+    ),
+    (
+      {'augmentations': {'flip': {}, 'sometimes': {'chance': 'age'}}},
+      "chance must be one of rank, reverse_rank; got 'age'",
+    ),
+    (
+      {
+        'augmentations': {
+          'sometimes': {'chance': 0.5},
+          'limit_views': {'num_views': 2},
+        }
+      },
+      'augmentations may have one of limit_views, sometimes',
+    ),
     ({'transformations': {'shuffle': {}}}, 'data: transformation must be one'),
   ],
 )
@@ -127,6 +157,49 @@ def test_bad_settings_are_named(changes, message):
   """Before anything is compiled."""
   with pytest.raises(SettingsError, match=message):
     Program(config(**changes))
+
+
+RANKED = {
+  'name': 'early_importance',
+  'batch_size': 8,
+  'warmup_epochs': 1,
+  'ranked': True,
+}
+
+
+@pytest.mark.parametrize(
+  ('choice', 'told'),
+  [
+    ({'limit_views': {'num_views': 3}}, [5, 0, 1]),
+    ({'sometimes': {'chance': 0.25}}, [0.25] * 3),
+    ({'sometimes': {'chance': 'rank'}}, [0.5, 0.1, 0.2]),
+    ({'sometimes': {'chance': 'reverse_rank'}}, [0.5, 0.9, 0.8]),
+    ({}, None),
+  ],
+)
+def test_choices_of_views_go_by_what_they_say(choice, told, key):
+  """What they tell of examples, and views that are those of the others."""
+  sampler = early_importance(10, 5, warmup_epochs=1, ranked=True)
+  state = sampler.init(key)
+  ranks = jnp.array([0.1, 0.2, 0.0, 0.0, 0.0, 0.5, 0.9, 0.9, 0.9, 0.9])
+  state = state._replace(ranks=ranks)
+  made, by = components.augmentation({**choice, 'flip': {'probability': 1.0}})
+  image = jnp.arange(6.0).reshape(1, 3, 2)
+  if told is None:
+    assert by is None
+    np.testing.assert_array_equal(made(key, image), image[:, ::-1])
+    return
+  values = by(state, jnp.array([5, 0, 1]))
+  np.testing.assert_allclose(values, told, rtol=1e-6)
+  keys = jax.random.split(key, 200)
+  views = jax.vmap(made, (0, None, None))(keys, image, values[1])
+  mirrored, plain = (
+    (np.asarray(views) == np.asarray(view)).all((1, 2, 3))
+    for view in (image[:, ::-1], image)
+  )
+  assert (mirrored | plain).all()
+  share = 1.0 if 'limit_views' in choice else told[1]
+  assert abs(mirrored.mean() - share) <= 4 * np.sqrt(share * (1 - share) / 200)
 
 
 def test_features_are_standardised_by_the_training_set(key):
@@ -152,8 +225,19 @@ def test_features_are_standardised_by_the_training_set(key):
     },
     {'transformations': {'long_tail': {'factor': 0.1}}},
     {'augmentations': {'pad_and_crop': {'padding': 1}, 'flip': {}}},
+    {
+      'sampler': RANKED,
+      'augmentations': {'flip': {}, 'sometimes': {'chance': 'rank'}},
+    },
   ],
-  ids=('features', 'p-SGD', 'two stages', 'transformations', 'augmentations'),
+  ids=(
+    'features',
+    'p-SGD',
+    'two stages',
+    'transformations',
+    'augmentations',
+    'strength by rank',
+  ),
 )
 def test_a_program_is_made_of_any_parts(changes, monkeypatch, tmp_path, key):
   """The step is traced: shapes fit, statistics and progress are there."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from isjax import metrics
 from isjax.weights import importance_weights
@@ -22,6 +23,28 @@ def test_weighted_mean_is_exactly_unbiased():
     for j in range(4)
   )
   np.testing.assert_allclose(expectation, v.mean(), rtol=1e-5)
+
+
+def test_the_balanced_error_is_that_of_scikit_learn():
+  """Its mean over a set is 1 less the mean recall of the classes present."""
+  random = np.random.default_rng(0)
+  labels = random.choice([0, 1, 3], 200, p=[0.9, 0.02, 0.08])
+  outputs = random.normal(size=(200, 4)).astype(np.float32)
+  balanced = metrics.class_balanced(
+    metrics.error, np.bincount(labels, minlength=4)
+  )
+  for function in (balanced, jax.jit(balanced)):
+    actual = jnp.mean(function(outputs, jnp.asarray(labels)))
+    with pytest.warns(UserWarning, match='y_pred contains classes not in'):
+      expected = 1 - balanced_accuracy_score(labels, outputs.argmax(1))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('counts', [[0, 0], [3, -1], [[1, 2]], []])
+def test_counts_that_are_none_are_refused(counts):
+  """By name, with the value."""
+  with pytest.raises(ValueError, match='class_counts must be one number'):
+    metrics.class_balanced(metrics.error, counts)
 
 
 def test_error_is_one_where_the_argmax_is_wrong():

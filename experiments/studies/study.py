@@ -16,14 +16,10 @@ import matplotlib.pyplot as plt
 
 from experiments import artifacts, settings, tables
 from experiments.progress import Progress
-from experiments.settings import SettingsError
+from experiments.settings import SettingsError, UnavailableError
 
 # report(fraction done, metrics), called every now and then
 Report = Callable[[float, dict[str, float]], None]
-
-
-class UnavailableError(Exception):
-  """Why a run cannot be made here, in one line; the others still can."""
 
 
 class Study(NamedTuple):
@@ -159,7 +155,7 @@ def _write(study, module, results, left_out, folder: pathlib.Path) -> None:
   text = '\n\n'.join(
     [
       f'# {results[0]["config"]["name"]}',
-      module.__doc__.strip(),
+      (module.__doc__ or '').strip(),
       *study.sections(results),
       *(f'- {name}: left out. {why}' for name, why in left_out.items()),
       _provenance(results),
