@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
   cat <<'TEXT'
 usage: ./launch.sh                        the main job: configs/digits.py
-       ./launch.sh CONFIG [--config.field=value ...] [--workers=N]
+       ./launch.sh CONFIG[:SCALE] [--config.field=value ...]
                                           all runs of a config, table, figures
        ./launch.sh test [PYTEST ARGUMENTS]
                                           the tests

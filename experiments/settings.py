@@ -40,12 +40,14 @@ class Command(NamedTuple):
   changes: '--config.field=value', one per change.
   workers: number of processes, or None.
   folder:  for results, or None.
+  minutes: after which no other run is begun, or None.
   """
 
   path: str
   changes: list[str]
   workers: int | None
   folder: str | None
+  minutes: float | None = None
 
 
 def parse(arguments: list[str]) -> Command:
@@ -57,20 +59,23 @@ def parse(arguments: list[str]) -> Command:
   values = flags.FlagValues()
   flags.DEFINE_integer('workers', None, '', 1, flag_values=values)
   flags.DEFINE_string('folder', None, '', flag_values=values)
+  flags.DEFINE_float('minutes', None, '', 0.0, flag_values=values)
   changes = [a for a in arguments if a.startswith('--config.')]
   ours = [a for a in arguments if a not in changes]
   try:
     positional = values(['isjax', *ours])[1:]
   except flags.Error as error:
     raise SettingsError(
-      f'{_one_line(error)}; the options are --workers, --folder and '
-      '--config.FIELD.'
+      f'{_one_line(error)}; the options are --workers, --folder, --minutes '
+      'and --config.FIELD.'
     ) from error
   if len(positional) != 1:
     raise SettingsError(
       f'expected one config file; got {" ".join(positional) or "none"}.'
     )
-  return Command(positional[0], changes, values.workers, values.folder)
+  return Command(
+    positional[0], changes, values.workers, values.folder, values.minutes
+  )
 
 
 def load(

@@ -1,19 +1,22 @@
 """All runs of a config, then its table and its figures.
 
-Usage: python -m experiments.sweep CONFIG [--workers=N] [--folder=FOLDER]
-           [--config.field=value ...]
+Usage: python -m experiments.sweep CONFIG[:SCALE] [--workers=N]
+           [--folder=FOLDER] [--minutes=M] [--config.field=value ...]
 
-CONFIG is a file of configs/. Finished runs are skipped, so that a sweep that
-was stopped goes on where it was. --workers: processes, each of which takes
-whole cells (default: one per core on CPU, 1 elsewhere). --folder: where runs
-and results go (default: runs/NAME). --config.field=value changes a setting of
-every run; the sweep then leaves that field alone. A config that names a study
-computes it, in one process.
+CONFIG is a file of configs/, SCALE one of its scales (default: cpu). Finished
+runs are skipped, so that a sweep that was stopped goes on where it was.
+--workers: processes, each of which takes whole cells (default: one per core on
+CPU, 1 elsewhere). --folder: where runs and results go (default: runs/NAME).
+--minutes: no run is begun after so many; the table has those that are finished,
+and the exit status is 75 while others are left. --config.field=value changes a
+setting of every run; the sweep then leaves that field alone. A config that
+names a study computes it, in one process.
 """
 
 from collections.abc import Callable
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import pathlib
@@ -21,6 +24,8 @@ import queue
 import re
 import signal
 import sys
+import time
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -42,6 +47,9 @@ from experiments.train import diverged, run
 # Tells the parent of a run's progress: (run, fraction or None at its end,
 # metrics).
 Tell = Callable[[str, float | None, dict[str, Any]], None]
+
+
+UNFINISHED = 75  # exit status: what is left takes another call
 
 
 class WorkerError(Exception):
@@ -85,7 +93,10 @@ def unfinished(
 
 
 def run_cell(
-  configs: list[dict[str, Any]], folder: pathlib.Path, tell: Tell
+  configs: list[dict[str, Any]],
+  folder: pathlib.Path,
+  tell: Tell,
+  deadline: float = math.inf,
 ) -> None:
   """Makes the runs of one cell, with one compiled program.
 
@@ -93,9 +104,12 @@ def run_cell(
     configs: alike but for the fields in `program.ARGUMENTS`.
     folder: of the sweep.
     tell: called with the progress of every run.
+    deadline: of time.monotonic(), after which no run is begun.
   """
   program = Program(configs[0])
   for config in configs:
+    if time.monotonic() > deadline:
+      return
     name = run_name(config)
     result = run(
       config,
@@ -108,7 +122,10 @@ def run_cell(
 
 
 def run_all(
-  cells: list[list[dict[str, Any]]], folder: pathlib.Path, workers: int
+  cells: list[list[dict[str, Any]]],
+  folder: pathlib.Path,
+  workers: int,
+  deadline: float = math.inf,
 ) -> None:
   """Makes the runs of all cells and shows their progress.
 
@@ -116,6 +133,7 @@ def run_all(
     cells: configs, grouped by program.
     folder: of the sweep.
     workers: processes; 1 runs everything in this one.
+    deadline: of time.monotonic(), after which no run is begun.
   """
   with Progress(sum(map(len, cells))) as progress:
 
@@ -129,12 +147,12 @@ def run_all(
 
     if workers == 1:
       for cell in cells:
-        run_cell(cell, folder, tell)
+        run_cell(cell, folder, tell, deadline)
     else:
-      _run_in_processes(cells, folder, workers, tell)
+      _run_in_processes(cells, folder, workers, tell, deadline)
 
 
-def _run_in_processes(cells, folder, workers, tell) -> None:
+def _run_in_processes(cells, folder, workers, tell, deadline) -> None:
   """Hands the cells to processes, each on a core of its own."""
   context = multiprocessing.get_context('spawn')  # JAX does not survive a fork
   tasks, messages = context.Queue(), context.Queue()
@@ -142,7 +160,9 @@ def _run_in_processes(cells, folder, workers, tell) -> None:
     tasks.put(task)
   cores = itertools.cycle(artifacts.available_cores())
   processes = [
-    context.Process(target=_work, args=(tasks, messages, folder, next(cores)))
+    context.Process(
+      target=_work, args=(tasks, messages, folder, next(cores), deadline)
+    )
     for _ in range(workers)
   ]
   try:
@@ -160,13 +180,15 @@ def _run_in_processes(cells, folder, workers, tell) -> None:
       process.join()
 
 
-def _work(tasks, messages, folder: pathlib.Path, core: int) -> None:
+def _work(
+  tasks, messages, folder: pathlib.Path, core: int, deadline: float
+) -> None:
   """What a process does: cells until there are none left."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {core})  # before the backend starts its threads
   for cell in iter(tasks.get, None):
-    run_cell(cell, folder, lambda *message: messages.put(message))
+    run_cell(cell, folder, lambda *message: messages.put(message), deadline)
 
 
 def _expect_success(processes) -> None:
@@ -201,14 +223,11 @@ def main(arguments: list[str]) -> int:
       studies.run(study, module, config, changes, folder)
       return 0
     configs = settings.runs(module, config, changes)
-    left_out = make_runs(configs, folder, command.workers)
-    records = [
-      comparisons.read(folder / run_name(config))
-      for config in configs
-      if config['cell'] not in left_out
-    ]
-    tables.write(records, module, folder, left_out)
-    figures.write(records, module, folder)
+    deadline = math.inf
+    if command.minutes is not None:
+      deadline = time.monotonic() + 60 * command.minutes
+    left_out = make_runs(configs, folder, command.workers, deadline)
+    return _report(configs, module, folder, left_out)
   except SettingsError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -225,7 +244,10 @@ def main(arguments: list[str]) -> int:
 
 
 def make_runs(
-  configs: list[dict[str, Any]], folder: pathlib.Path, workers: int | None
+  configs: list[dict[str, Any]],
+  folder: pathlib.Path,
+  workers: int | None,
+  deadline: float = math.inf,
 ) -> dict[str, str]:
   """Makes the runs that are not finished, their trunks first.
 
@@ -233,6 +255,7 @@ def make_runs(
     configs: of all runs of the sweep.
     folder: of the sweep.
     workers: processes; None for one per core on CPU and 1 elsewhere.
+    deadline: of time.monotonic(), after which no run is begun.
 
   Returns:
     The cells that cannot be run here, with the reason.
@@ -258,8 +281,39 @@ def make_runs(
     print(f'{name}: left out. {reason}', file=sys.stderr)
   for cells in stages:
     if cells:
-      run_all(cells, folder, workers or _default_workers(len(cells)))
+      run_all(cells, folder, workers or _default_workers(len(cells)), deadline)
   return left_out
+
+
+def _report(
+  configs: list[dict[str, Any]],
+  module: ModuleType,
+  folder: pathlib.Path,
+  left_out: dict[str, str],
+) -> int:
+  """Writes table and figures of the finished runs; returns the exit status."""
+  left = unfinished(configs, folder)
+  todo = [c for c in left if c['cell'] not in left_out]
+  records = [
+    comparisons.read(folder / run_name(config))
+    for config in configs
+    if config not in left
+  ]
+  done = {record.config['cell'] for record in records}
+  left_out |= {
+    config['cell']: 'the time was over.'
+    for config in todo
+    if config['cell'] not in done
+  }
+  if records:
+    tables.write(records, module, folder, left_out)
+    figures.write(records, module, folder)
+  if todo:
+    print(
+      f'{len(todo)} runs are left; the same command goes on with them.',
+      file=sys.stderr,
+    )
+  return UNFINISHED if todo else 0
 
 
 def _announce(configs, todo, folder: pathlib.Path) -> None:

@@ -136,3 +136,22 @@ def test_a_cell_without_its_data_is_left_out(tmp_path, capsys, monkeypatch):
   assert '- lost: left out. data:' in text
   assert sweep.main([*command, "--config.sweep.cells=('lost',)"]) == 2
   assert 'no_such_set' in capsys.readouterr().err
+
+
+def test_a_sweep_whose_time_is_over_goes_on_with_the_next_call(
+  tmp_path, capsys, monkeypatch
+):
+  """Status 75 and a dash for what was not run; then the rest, and 0."""
+  monkeypatch.chdir(ROOT)
+  command = [f'{DIGITS}:smoke', f'--folder={tmp_path}', '--workers=1']
+  assert sweep.main([*command, '--minutes=0']) == 75
+  assert not list(tmp_path.glob('*/result.json'))
+  assert '4 runs are left' in capsys.readouterr().err
+  cells = "--config.sweep.cells=('uniform',)"
+  assert sweep.main([*command, cells]) == 0
+  assert sweep.main([*command, '--minutes=0']) == 75
+  text = (tmp_path / 'table.md').read_text()
+  assert '| logit gradient, gate | - |' in text
+  assert '- logit gradient, gate: left out. the time was over.' in text
+  assert sweep.main(command) == 0
+  assert 'left out' not in (tmp_path / 'table.md').read_text()
