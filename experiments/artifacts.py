@@ -66,10 +66,15 @@ def _finite(content: Any) -> Any:
   return content
 
 
+def read_json(path: pathlib.Path) -> Any:
+  """Returns what `write_json` has written there."""
+  return json.loads(path.read_text())
+
+
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
   """Returns a run's result, or None where it is not finished."""
   try:
-    return json.loads((folder / 'result.json').read_text())
+    return read_json(folder / 'result.json')
   except FileNotFoundError:
     return None
 

@@ -280,8 +280,9 @@ def write(
   facts: dict[str, Any],
   *,
   clock: str = 'A time is processor time on one core',
+  folder: pathlib.Path | None = None,
 ) -> None:
-  """Prints a result and writes it to results/benchmarks, .md and .json.
+  """Prints a result and writes it, .md and .json.
 
   Args:
     name: of both files.
@@ -289,15 +290,19 @@ def write(
     content: the same for programs.
     facts: of `provenance`, which end both.
     clock: what its seconds are of, the start of a sentence.
+    folder: for both files; results/benchmarks if None.
   """
   versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
+  folder = RESULTS if folder is None else folder
+  share = ''
+  if 'least_share_of_core' in facts:
+    least = facts['least_share_of_core']
+    share = f'The process had at least {least:.0%} of its core. '
   text += (
-    f'\n\n{clock}; the two of a cell are A and B. '
-    f'The process had at least {facts["least_share_of_core"]:.0%} of its core. '
-    f'Date: {facts["date"]}. Commit: {facts["commit"]}. Device: '
-    f'{facts["device"]}. Python {facts["python"]}; {versions}.\n'
+    f'\n\n{clock}; the two of a cell are A and B. {share}Date: '
+    f'{facts["date"]}. Commit: {facts["commit"]}. Device: {facts["device"]}. Python {facts["python"]}; {versions}.\n'
   )
-  with artifacts.atomic_write(RESULTS / f'{name}.md') as file:
+  with artifacts.atomic_write(folder / f'{name}.md') as file:
     file.write(text)
-  artifacts.write_json(RESULTS / f'{name}.json', content | facts)
+  artifacts.write_json(folder / f'{name}.json', content | facts)
   print(text)
