@@ -62,6 +62,7 @@ def get_config():
       'budget': 240_000,  # forward-equivalents: 60 epochs of uniform sampling
       'steps_per_call': 50,
       'num_evaluations': 40,
+      'checkpoints': {'minutes': 5.0, 'final': False},  # apart; of the end
       'sweep': {
         'learning_rates': (0.03, 0.06, 0.1),
         'num_seeds': 10,

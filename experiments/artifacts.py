@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -41,6 +42,31 @@ def atomic_write(path: pathlib.Path, mode: str = 'w') -> Iterator[IO]:
   except BaseException:
     pathlib.Path(name).unlink(missing_ok=True)
     raise
+
+
+class BusyError(Exception):
+  """Another process is at work in a folder."""
+
+
+@contextlib.contextmanager
+def claim(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes out of a folder, which is made, within its block.
+
+  The system frees the folder when the process ends, however it ends.
+
+  Raises:
+    BusyError: where another one has claimed it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.claim').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise BusyError(
+        f'another process is running in {folder}; wait for it, or give '
+        'another folder.'
+      ) from error
+    yield
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -24,7 +24,7 @@ import warnings
 import jax
 import numpy as np
 
-from experiments.settings import SettingsError
+from experiments.settings import SettingsError, differences
 from isjax.types import PyTree
 
 # Of the contents; every version keeps the digest over all the rest of them.
@@ -252,10 +252,10 @@ def _contents(path: pathlib.Path) -> dict[str, Any]:
 def _expect_config(
   path: pathlib.Path, saved: dict[str, Any], config: dict[str, Any]
 ) -> None:
-  differences = _differences(_fields(saved), _fields(config))
-  if differences:
+  different = differences(saved, config)
+  if different:
     raise SettingsError(
-      f'{path} is of another config: {differences}. Set that back, or give '
+      f'{path} is of another config: {different}. Set that back, or give '
       'another folder.'
     )
 
@@ -263,13 +263,13 @@ def _expect_config(
 def _state(path: pathlib.Path, saved: dict[str, Any], like: PyTree) -> PyTree:
   """The arrays of a checkpoint, once they are known to be those saved."""
   leaves = _named(like)
-  differences = _differences(
+  different = differences(
     {name: spec for name, (spec, _) in saved.items()},
     {name: _spec(leaf) for name, leaf in leaves.items()},
   )
-  if differences:
+  if different:
     raise SettingsError(
-      f'{path} is of another kind of state: {differences}. Restore it with '
+      f'{path} is of another kind of state: {different}. Restore it with '
       'the code that saved it, or give another folder.'
     )
   arrays = _read_arrays(path, [k for k, leaf in leaves.items() if leaf.size])
@@ -314,36 +314,8 @@ def _named(state: PyTree) -> dict[str, jax.Array]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _fields(config: dict[str, Any]) -> dict[str, Any]:
-  """The values of a config by dotted field."""
-  leaves = jax.tree_util.tree_leaves_with_path(
-    config, is_leaf=lambda value: not isinstance(value, dict)
-  )
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): value
-    for path, value in leaves
-  }
-
-
 def _spec(leaf: jax.Array) -> str:
   return f'{leaf.dtype}{list(leaf.shape)}'
-
-
-def _differences(saved: dict[str, Any], given: dict[str, Any]) -> str:
-  """Names what differs; empty where nothing does."""
-  return _some(
-    [
-      f'{name} was {saved.get(name, "absent")}, is {given.get(name, "absent")}'
-      for name in saved | given
-      if saved.get(name, 'absent') != given.get(name, 'absent')
-    ]
-  )
-
-
-def _some(names: list[str]) -> str:
-  """The first of them, and how many more there are."""
-  more = [f'and {len(names) - 4} more'] if len(names) > 4 else []
-  return '; '.join(names[:4] + more)
 
 
 def _digest(array: np.ndarray) -> str:

@@ -40,7 +40,7 @@ class Command(NamedTuple):
   changes: '--config.field=value', one per change.
   workers: number of processes, or None.
   folder:  for results, or None.
-  minutes: after which no other run is begun, or None.
+  minutes: after which runs are stopped, or None.
   """
 
   path: str
@@ -192,6 +192,29 @@ def digest(config: dict[str, Any]) -> str:
   """Returns eight hex digits that tell one config from another."""
   text = json.dumps(config, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any]) -> str:
+  """Names the fields in which two configs differ; empty where none does.
+
+  Args:
+    saved: nested dicts, as JSON holds them.
+    given: the same; tuples are lists.
+  """
+  saved, given = (_flatten(json.loads(json.dumps(c))) for c in (saved, given))
+  return some(
+    [
+      f'{name} was {saved.get(name, "absent")}, is {given.get(name, "absent")}'
+      for name in saved | given
+      if saved.get(name, 'absent') != given.get(name, 'absent')
+    ]
+  )
+
+
+def some(names: list[str]) -> str:
+  """Returns the first four of them, and how many more there are."""
+  more = [f'and {len(names) - 4} more'] if len(names) > 4 else []
+  return '; '.join(names[:4] + more)
 
 
 def options(settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ CONFIG is a file of configs/, SCALE one of its scales (default: cpu). Finished
 runs are skipped, so that a sweep that was stopped goes on where it was.
 --workers: processes, each of which takes whole cells (default: one per core on
 CPU, 1 elsewhere). --folder: where runs and results go (default: runs/NAME).
---minutes: no run is begun after so many; the table has those that are finished,
-and the exit status is 75 while others are left. --config.field=value changes a
-setting of every run; the sweep then leaves that field alone. A config that
-names a study computes it, in one process.
+--minutes: runs stop after so many and save where they are; the table has those
+that are finished, and the exit status is 75 while others are left.
+--config.field=value changes a setting of every run; the sweep then leaves that
+field alone. A config that names a study computes it, in one process.
 """
 
 from collections.abc import Callable
@@ -39,6 +39,13 @@ from experiments import (
   tables,
   trunk,
 )
+from experiments.artifacts import BusyError
+from experiments.checkpoints import CheckpointError
+from experiments.interruption import (
+  UNFINISHED,
+  InterruptedRunError,
+  Interruption,
+)
 from experiments.program import ARGUMENTS, Program, check
 from experiments.progress import Progress
 from experiments.settings import SettingsError, UnavailableError
@@ -47,9 +54,6 @@ from experiments.train import diverged, run
 # Tells the parent of a run's progress: (run, fraction or None at its end,
 # metrics).
 Tell = Callable[[str, float | None, dict[str, Any]], None]
-
-
-UNFINISHED = 75  # exit status: what is left takes another call
 
 
 class WorkerError(Exception):
@@ -96,7 +100,7 @@ def run_cell(
   configs: list[dict[str, Any]],
   folder: pathlib.Path,
   tell: Tell,
-  deadline: float = math.inf,
+  interruption: Interruption | None = None,
 ) -> None:
   """Makes the runs of one cell, with one compiled program.
 
@@ -104,12 +108,13 @@ def run_cell(
     configs: alike but for the fields in `program.ARGUMENTS`.
     folder: of the sweep.
     tell: called with the progress of every run.
-    deadline: of time.monotonic(), after which no run is begun.
+    interruption: tells the runs to stop.
+
+  Raises:
+    InterruptedRunError: once one of them has.
   """
   program = Program(configs[0])
   for config in configs:
-    if time.monotonic() > deadline:
-      return
     name = run_name(config)
     result = run(
       config,
@@ -117,6 +122,7 @@ def run_cell(
       folder / name,
       report=functools.partial(tell, name),
       trunk_folder=trunk_folder(config, folder),
+      interruption=interruption,
     )
     tell(name, None, result)
 
@@ -133,7 +139,11 @@ def run_all(
     cells: configs, grouped by program.
     folder: of the sweep.
     workers: processes; 1 runs everything in this one.
-    deadline: of time.monotonic(), after which no run is begun.
+    deadline: of time.monotonic(), when the runs are to stop.
+
+  Raises:
+    InterruptedRunError: once they have, for this or for a signal.
+    WorkerError: where a process has died.
   """
   with Progress(sum(map(len, cells))) as progress:
 
@@ -145,14 +155,17 @@ def run_all(
       if metrics['status'] == 'diverged':
         progress.say(f'{name}: {diverged(metrics)}')
 
-    if workers == 1:
-      for cell in cells:
-        run_cell(cell, folder, tell, deadline)
-    else:
-      _run_in_processes(cells, folder, workers, tell, deadline)
+    with Interruption(deadline) as interruption:
+      if workers == 1:
+        for cell in cells:
+          run_cell(cell, folder, tell, interruption)
+      else:
+        _run_in_processes(cells, folder, workers, tell, interruption, deadline)
 
 
-def _run_in_processes(cells, folder, workers, tell, deadline) -> None:
+def _run_in_processes(
+  cells, folder, workers, tell, interruption: Interruption, deadline: float
+) -> None:
   """Hands the cells to processes, each on a core of its own."""
   context = multiprocessing.get_context('spawn')  # JAX does not survive a fork
   tasks, messages = context.Queue(), context.Queue()
@@ -165,35 +178,57 @@ def _run_in_processes(cells, folder, workers, tell, deadline) -> None:
     )
     for _ in range(workers)
   ]
+  told = False
   try:
     for process in processes:
       process.start()
     while any(process.is_alive() for process in processes):
       _relay(messages, tell)
-      _expect_success(processes)
-    _expect_success(processes)
+      if interruption.is_signalled and not told:
+        told = True
+        _terminate(processes)  # they save where they are
+      if not told:
+        _expect_success(processes)
     _relay(messages, tell)
+    if told or any(process.exitcode == UNFINISHED for process in processes):
+      interruption.check()
+    _expect_success(processes)
   finally:
     tasks.cancel_join_thread()  # nobody reads what is left of them
+    if not told:
+      _terminate(processes)
     for process in processes:
-      process.terminate()
       process.join()
+
+
+def _terminate(processes) -> None:
+  for process in processes:
+    process.terminate()
 
 
 def _work(
   tasks, messages, folder: pathlib.Path, core: int, deadline: float
 ) -> None:
   """What a process does: cells until there are none left."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {core})  # before the backend starts its threads
-  for cell in iter(tasks.get, None):
-    run_cell(cell, folder, lambda *message: messages.put(message), deadline)
+  try:
+    with Interruption(deadline) as interruption:
+      signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+      for cell in iter(tasks.get, None):
+        run_cell(
+          cell, folder, lambda *message: messages.put(message), interruption
+        )
+  except InterruptedRunError as stopped:
+    sys.exit(stopped.status)
+  except (SettingsError, BusyError, CheckpointError, OSError) as error:
+    messages.put(error)
+    sys.exit(1)
 
 
 def _expect_success(processes) -> None:
   for process in processes:
-    if process.exitcode not in (None, 0):
+    if process.exitcode not in (None, 0, UNFINISHED):
       raise WorkerError(
         f'a worker ended with status {process.exitcode}; finished runs are '
         'kept, and the same command goes on with the others.'
@@ -201,10 +236,17 @@ def _expect_success(processes) -> None:
 
 
 def _relay(messages, tell: Tell) -> None:
-  """Passes on what the processes said, waiting a moment for more."""
+  """Passes on what the processes said, waiting a moment for more.
+
+  Raises:
+    Exception: that one of them has ended with.
+  """
   try:
     while True:
-      tell(*messages.get(timeout=0.1))
+      message = messages.get(timeout=0.1)
+      if isinstance(message, Exception):
+        raise message
+      tell(*message)
   except queue.Empty:
     return
 
@@ -228,19 +270,18 @@ def main(arguments: list[str]) -> int:
       deadline = time.monotonic() + 60 * command.minutes
     left_out = make_runs(configs, folder, command.workers, deadline)
     return _report(configs, module, folder, left_out)
+  except InterruptedRunError as stopped:
+    print(stopped, file=sys.stderr)
+    return stopped.status
   except SettingsError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except WorkerError as error:
+  except (WorkerError, BusyError, CheckpointError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print(
-      'stopped; the same command goes on with the unfinished runs.',
-      file=sys.stderr,
-    )
+    print(InterruptedRunError(130), file=sys.stderr)
     return 130
-  return 0
 
 
 def make_runs(
@@ -255,7 +296,7 @@ def make_runs(
     configs: of all runs of the sweep.
     folder: of the sweep.
     workers: processes; None for one per core on CPU and 1 elsewhere.
-    deadline: of time.monotonic(), after which no run is begun.
+    deadline: of time.monotonic(), when the runs are to stop.
 
   Returns:
     The cells that cannot be run here, with the reason.

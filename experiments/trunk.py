@@ -17,7 +17,7 @@ from experiments.program import Program
 from experiments.settings import SettingsError
 from isjax.types import TrainState
 
-_FOLDER = 'checkpoints'
+CHECKPOINTS = 'checkpoints'  # in the folder of a run
 
 
 def config_of(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -37,17 +37,6 @@ def config_of(config: dict[str, Any]) -> dict[str, Any] | None:
   for field, value in {**changes, 'trunk': {}}.items():
     config = settings.with_field(config, field, value)
   return config
-
-
-def save(
-  folder: pathlib.Path,
-  config: dict[str, Any],
-  state: TrainState,
-  position: dict[str, Any],
-) -> None:
-  """Keeps the last state of a trunk, and where its metrics stand."""
-  with checkpoints.Checkpoints(folder / _FOLDER, config, keep=1) as kept:
-    kept.save(int(state.step), state, position)
 
 
 def branch(
@@ -70,9 +59,10 @@ def branch(
       differ.
   """
   ours = program.init(config['seed'])
-  _, theirs, position = checkpoints.read(folder / _FOLDER, _like(config))
+  _, theirs, position = checkpoints.read(folder / CHECKPOINTS, _like(config))
   *rest, optimizer = ours.opt_state
-  if _trained(config) == _trained(config_of(config)):
+  trained = config_of(config)['train_only']
+  if set(config['train_only']) == set(trained):
     if _kind(optimizer) != _kind(theirs.opt_state[-1]):
       raise SettingsError(
         f'cell {config["cell"]!r} and its trunk must have the same optimizer.'
@@ -96,11 +86,6 @@ def _like(config: dict[str, Any]) -> TrainState:
 @functools.cache
 def _first_state(config: str) -> TrainState:
   return Program(json.loads(config)).init(0)
-
-
-def _trained(config: dict[str, Any]) -> set[str]:
-  """The parameters that are trained, by the beginnings of their paths."""
-  return set(config['train_only'])
 
 
 def _kind(tree) -> tuple:

@@ -179,7 +179,7 @@ def held(monkeypatch):
   gate, make = threading.Event(), checkpoints._checkpointer
 
   def wait_and_make():
-    gate.wait()
+    gate.wait(timeout=10)  # where a bug makes the test wait for itself
     return make()
 
   monkeypatch.setattr(checkpoints, '_checkpointer', wait_and_make)
@@ -198,9 +198,10 @@ def test_training_goes_on_and_donates_while_files_are_written(tmp_path, held):
     position['lines'].append('second')
     for _ in range(3):
       state = step(state)
-    assert state.unsafe_buffer_pointer() == address
-    assert not (tmp_path / '1').exists()
+    was_written = (tmp_path / '1').exists()
     held.set()
+  assert not was_written
+  assert state.unsafe_buffer_pointer() == address
   restored = restore(tmp_path, [state])
   np.testing.assert_array_equal(restored.state[0], np.ones(10**5))
   assert restored.position == {'lines': ['first']}
@@ -300,6 +301,19 @@ def test_numbers_of_another_step_are_not_believed(folder):
     assert restore(folder).step == 1
 
 
+def test_the_same_bytes_of_another_kind_are_not_believed(folder):
+  """Dtype and shape are part of what is proven."""
+  state = state_at(2)
+  w = state['w']
+  for other in (jax.lax.bitcast_convert_type(w, jnp.int32), w.reshape(30, 40)):
+    with Checkpoints(folder / 'other', CONFIG) as run:
+      run.save(2, state | {'w': other}, {})
+    shutil.rmtree(folder / '2/state')
+    shutil.copytree(folder / 'other/2/state', folder / '2/state')
+    with pytest.warns(UserWarning, match=r"numbers of \['w'\] are not those"):
+      assert restore(folder).step == 1
+
+
 def test_without_a_good_one_the_run_starts_anew(folder, tmp_path):
   """None, with one warning that names all; no folder is none, in silence."""
   empty(folder / '1')
@@ -329,13 +343,14 @@ def test_a_run_that_fell_back_replaces_what_was_damaged(folder):
 def test_the_newest_stay(tmp_path, keep):
   """By number, not by name; other files are left alone."""
   (tmp_path / 'notes').write_text('mine')
-  (tmp_path / '07').mkdir()
+  (tmp_path / '099').mkdir()
   (tmp_path / '5.orbax-checkpoint-tmp').mkdir()
   with Checkpoints(tmp_path, CONFIG, keep) as run:
     for step in (8, 9, 10, 11):
       run.save(np.int64(step), state_at(step), {})
   kept = {str(step) for step in (11, 10, 9)[:keep]}
-  assert set(os.listdir(tmp_path)) == kept | {'notes', '07'}
+  assert set(os.listdir(tmp_path)) == kept | {'notes', '099'}
+  assert restore(tmp_path).step == 11
 
 
 def test_a_state_that_does_not_fit_is_an_error(folder):
@@ -477,10 +492,10 @@ def small_disk():
 
 
 def test_a_full_disk_is_told_once_and_leaves_the_last_good_one(
-  folder, small_disk, key
+  folder, small_disk, key, capfd
 ):
-  """At the next call, in one line; then the run may go on."""
-  large = state_at(0) | {'w': jax.random.normal(key, (10**5,))}
+  """At the next call, in one line and no more; then the run may go on."""
+  large = [jax.random.normal(k, (10**4,)) for k in jax.random.split(key, 20)]
   with Checkpoints(folder, CONFIG) as run:
     for call in (run.wait, lambda: run.save(4, large, {})):
       run.save(3, large, POSITION)
@@ -491,6 +506,7 @@ def test_a_full_disk_is_told_once_and_leaves_the_last_good_one(
     run.wait()
     assert run.restore(state_at(0)).step == 2
     small_disk()
+    assert capfd.readouterr() == ('', '')
     run.save(3, large, POSITION)
   assert_same(restore(folder, large).state, large)
   assert sorted(os.listdir(folder)) == ['2', '3']

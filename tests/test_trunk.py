@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import artifacts, settings, sweep, trunk
@@ -11,7 +12,13 @@ from experiments.settings import SettingsError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRUNK = {'cell': 'plain', 'until': 0.5, 'robust': {'name': 'none'}}
-RESULTS = ('train_loss', 'test_error', 'steps', 'cost', 'mean_loss')
+RESULTS = (
+  'train_loss',
+  'test_error',
+  'steps',
+  'cost',
+  'mean_effective_sample_size',
+)
 
 
 def configs_of(*cells):
@@ -129,3 +136,21 @@ def test_a_trunk_of_another_optimiser_is_refused(branched):
   config['trunk'] = TRUNK | {'optimizer': configs[2]['optimizer']}
   with pytest.raises(SettingsError, match='must have the same optimizer'):
     trunk.branch(Program(config), config, place)
+
+
+def test_a_branch_that_trains_other_parameters_starts_its_optimiser(branched):
+  """Frozen ones stay those of the trunk, bitwise; the momentum begins at 0."""
+  folder, configs, _ = branched
+  place = sweep.trunk_folder(configs[2], folder)
+  config = configs[2] | {'train_only': ('Dense_1',)}
+  config['trunk'] = TRUNK | {'train_only': ()}
+  program = Program(config)
+  state, _ = trunk.branch(program, config, place)
+  trained, _ = trunk.branch(Program(configs[2]), configs[2], place)
+  jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
+  frozen = np.asarray(state.params['Dense_0']['kernel'])
+  head = np.asarray(state.params['Dense_1']['kernel'])
+  state, _ = program.advance(state, 0.1, config['budget'])
+  np.testing.assert_array_equal(state.params['Dense_0']['kernel'], frozen)
+  assert (np.asarray(state.params['Dense_1']['kernel']) != head).any()

@@ -300,7 +300,8 @@ def write(
     share = f'The process had at least {least:.0%} of its core. '
   text += (
     f'\n\n{clock}; the two of a cell are A and B. {share}Date: '
-    f'{facts["date"]}. Commit: {facts["commit"]}. Device: {facts["device"]}. Python {facts["python"]}; {versions}.\n'
+    f'{facts["date"]}. Commit: {facts["commit"]}. Device: {facts["device"]}. '
+    f'Python {facts["python"]}; {versions}.\n'
   )
   with artifacts.atomic_write(folder / f'{name}.md') as file:
     file.write(text)
