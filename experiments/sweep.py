@@ -302,6 +302,7 @@ def make_runs(
     The cells that cannot be run here, with the reason.
 
   Raises:
+    InterruptedRunError: where a signal told them to stop.
     SettingsError: where something is wrong, or no cell can be run, before the
       first run.
   """
@@ -320,9 +321,14 @@ def make_runs(
   _announce(configs, todo, folder)
   for name, reason in left_out.items():
     print(f'{name}: left out. {reason}', file=sys.stderr)
-  for cells in stages:
-    if cells:
-      run_all(cells, folder, workers or _default_workers(len(cells)), deadline)
+  try:
+    for cells in stages:
+      if cells:
+        count = workers or _default_workers(len(cells))
+        run_all(cells, folder, count, deadline)
+  except InterruptedRunError:
+    if time.monotonic() < deadline:
+      raise
   return left_out
 
 
