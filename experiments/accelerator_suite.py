@@ -62,7 +62,50 @@ def sampler(dry: bool) -> list[str]:
   return [*command, '--sizes=1e3', '--rounds=3'] if dry else command
 
 
-PARTS = (Part('sampler', 'draws and builds of the alias table', sampler),)
+def in_group(group: str, *cells: str) -> str:
+  """Returns the change that restricts a sweep to these cells of a group."""
+  names = ', '.join(f"'{group}: {cell}'" for cell in cells)
+  return f'--config.sweep.cells=({names},)'
+
+
+def long_tail(group: str) -> Callable[[bool], list[str]]:
+  """Returns the arguments of ABSGD and its rivals on one long tail."""
+  cells = ('CE', 'CB-DRW', 'LDAM-DRW', 'ABSGD 5', 'ABSGD 3', 'ABSGD 1')
+  return sweep('configs/absgd_long_tail.py', in_group(group, *cells))
+
+
+PARTS = (
+  Part('sampler', 'draws and builds of the alias table', sampler),
+  Part(
+    'images',
+    'WRN-28-2 on CIFAR-10 at equal cost, a fifth of the budget of the paper',
+    sweep(
+      'configs/kf_images.py',
+      in_group(
+        'CIFAR-10',
+        'uniform',
+        'uniform, cost-equal b',
+        'bound, their gate',
+        'loss, their gate',
+      ),
+      f'--config.budget={3 * 128 * 10_000}',
+      '--config.sweep.num_seeds=2',
+    ),
+    minutes=8,
+  ),
+  Part(
+    'long_tail_100',
+    'ResNet-32 on the long tail of factor 100, stages of 160 and 40 epochs',
+    long_tail('C10-LT 100'),
+    minutes=8,
+  ),
+  Part(
+    'long_tail_10',
+    'the same of factor 10',
+    long_tail('C10-LT 10'),
+    minutes=8,
+  ),
+)
 
 
 def run(

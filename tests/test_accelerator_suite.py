@@ -1,14 +1,18 @@
 """experiments/accelerator_suite.py: order, limits, what a second call does."""
 
+import importlib.util
+import pathlib
 import subprocess
 import sys
 import types
 
 import pytest
 
-from experiments import accelerator_suite, artifacts
+from experiments import accelerator_suite, artifacts, settings
 from experiments.accelerator_suite import Part
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PARTS_OF_IT = accelerator_suite.PARTS
 PARTS = (
   Part('first', 'a sweep', lambda dry: ['first', *['dry'] * dry], 9.0),
   Part('second', 'a benchmark', lambda dry: ['second']),
@@ -98,14 +102,22 @@ def test_bad_arguments_are_named(arguments, message, capsys):
   assert error.count('\n') == 1
 
 
+@pytest.mark.parametrize('part', PARTS_OF_IT, ids=lambda part: part.name)
 @pytest.mark.parametrize('dry', [False, True])
-def test_every_part_is_short_and_its_scale_exists(dry):
-  """Nine minutes at most; the commands are of programs that are there."""
-  for part in accelerator_suite.PARTS:
-    assert part.minutes is None or 0 < part.minutes <= 9
-    program, *rest = part.arguments(dry)
-    assert program.startswith('experiments.')
-    assert all(isinstance(word, str) for word in rest)
+def test_every_part_is_short_and_has_runs(part, dry):
+  """Nine minutes at most, the grace included; sweeps name cells that exist."""
+  seconds = 60 * (part.minutes or 0) + accelerator_suite.GRACE
+  assert seconds <= 9 * 60
+  program, *rest = part.arguments(dry)
+  if program != 'experiments.sweep':
+    assert importlib.util.find_spec(program) is not None
+    return
+  command = settings.parse(rest)
+  module, config, changes = settings.load(
+    str(ROOT / command.path), command.changes
+  )
+  runs = settings.runs(module, config, changes)
+  assert any(run['cell'].endswith(module.BASELINE) for run in runs)
 
 
 def test_the_sampler_is_measured_dry(tmp_path, capfd):
