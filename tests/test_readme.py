@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import claims, settings
 import isjax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -71,14 +73,18 @@ def test_the_new_score_is_the_entropy():
 
 
 def test_the_new_config_sweeps(monkeypatch):
-  """The fifth example yields three pools times the seeds."""
+  """The fifth example has three pools times rates and seeds, and one claim."""
   monkeypatch.syspath_prepend(str(ROOT))
   code = example("config.name = 'wider'")
   assert len([line for line in code.splitlines() if line.strip()]) <= 15
-  names = execute(code)
-  config = names['get_config']()
-  assert config.name == 'wider'
-  assert len(list(names['sweep'](config.to_dict()))) == 30
+  module = types.ModuleType('wider')
+  vars(module).update(execute(code))
+  config = module.get_config().to_dict()
+  runs = settings.runs(module, config, {})
+  assert len(runs) == 3 * len(config['sweep']['learning_rates']) * 10
+  assert {run['sampler']['pool_size'] for run in runs} == {32, 80, 320}
+  (claim,) = claims.of(module)
+  assert {claim.cell, claim.other} < {run['cell'] for run in runs}
 
 
 def test_a_set_is_transformed(capsys):
