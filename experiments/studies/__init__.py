@@ -4,6 +4,8 @@ A config asks for one by its name, config['study'].
 """
 
 from experiments.studies import (
+  boundary,
+  early_law,
   gradient_variance,
   normalisation,
   robust_gradient,
@@ -13,6 +15,8 @@ from experiments.studies import (
 from experiments.studies.study import Study, UnavailableError, run
 
 STUDIES: dict[str, Study] = {
+  'boundary': boundary.STUDY,
+  'early_law': early_law.STUDY,
   'gradient_variance': gradient_variance.STUDY,
   'normalisation': normalisation.STUDY,
   'robust_gradient': robust_gradient.STUDY,
