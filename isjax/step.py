@@ -128,7 +128,8 @@ def make_train_step(
   score: ScoreFn,
   draw_score: Callable[[PyTree, PyTree, Batch], jax.Array] | None = None,
   preprocess: Callable[[PyTree], PyTree] | None = None,
-  augment: Callable[[jax.Array, PyTree], PyTree] | None = None,
+  augment: Callable[..., PyTree] | None = None,
+  augment_by: Callable[[PyTree, jax.Array], PyTree] | None = None,
   statistics: Mapping[str, ScoreFn] = {},
   budget: int | jax.Array | None = None,
 ) -> TrainStep:
@@ -150,6 +151,10 @@ def make_train_step(
     augment: (key, inputs of one example) -> the same, after preprocess; its
       key depends on the step and the proposal slot, so that the training pass
       sees the view that was scored.
+    augment_by: (sampler_state, indices i32[m]) -> pytree with a leading axis m;
+      augment then gets what it says of the example as a third argument, such
+      as a strength by `importance_ranks`, and `lambda state, indices: indices`
+      tells it which example it is. The state is that before the step.
     statistics: name -> (outputs, targets) -> f32[b], of the training pass: the
       sampler observes them, and their weighted means are metrics.
     budget: forward-equivalents to spend, an int in [1, 2^31] or u32[]; None:
@@ -167,17 +172,19 @@ def make_train_step(
     weights are clipped; `cost`, `valid`, and the sampler's own info.
 
   Raises:
-    ValueError: for a budget out of range; when traced, where the sampler is
-      for another number of examples or knows nothing of the data's record
-      weights, tx does not return updates shaped like the parameters, a score
-      or a loss is not one number per example, apply_fn returns no pair, or
-      data is no Batch.
+    ValueError: for a budget out of range, or augment_by alone; when traced,
+      where the sampler is for another number of examples or knows nothing of
+      the data's record weights, tx does not return updates shaped like the
+      parameters, a score or a loss is not one number per example, apply_fn
+      returns no pair, or data is no Batch.
 
   Warns:
     UserWarning: when traced, where the training pass updates the collection
       'batch_stats' and the sampler goes by scores. A law that was fixed in
       advance is not looked at.
   """
+  if augment_by is not None and augment is None:
+    raise ValueError('augment_by tells augment something; give augment, too.')
   if budget is not None:
     _validate.budgets(budget=budget)
     budget = jnp.asarray(budget, jnp.uint32)
@@ -188,11 +195,14 @@ def make_train_step(
     _expect_pair(result)
     return result
 
-  def view(key: jax.Array, batch: Batch, slots: jax.Array) -> Batch:
+  def view(key, state, batch, slots, indices):
     inputs = batch.inputs if preprocess is None else preprocess(batch.inputs)
     if augment is not None:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
-      inputs = jax.vmap(augment)(keys, inputs)
+      told = ()
+      if augment_by is not None:
+        told = (augment_by(state.sampler_state, indices),)
+      inputs = jax.vmap(augment)(keys, inputs, *told)
     return batch._replace(inputs=inputs)
 
   def proposal_scores(state: TrainState, batch: Batch) -> jax.Array:
@@ -207,7 +217,7 @@ def make_train_step(
     slots = jnp.arange(indices.shape[0], dtype=jnp.int32)
 
     def scored():
-      batch = view(view_key, gather(slots, indices), slots)
+      batch = view(view_key, state, gather(slots, indices), slots, indices)
       scores = proposal_scores(state, batch)
       return _expect_vector('a score', scores, indices.shape)
 
@@ -274,7 +284,8 @@ def make_train_step(
     advance: (sampler_state) -> the one that comes with the draw.
     """
     view_key, _, train_key = keys
-    batch = view(view_key, gather(draw.slots, draw.indices), draw.slots)
+    rows = gather(draw.slots, draw.indices)
+    batch = view(view_key, state, rows, draw.slots, draw.indices)
     per_example, (outputs, model_state) = training_pass(train_key, state, batch)
     if by_scores or sampler.observe is not keep_state:
       _warn_of_batch_statistics(state.model_state, model_state)

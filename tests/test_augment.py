@@ -15,9 +15,11 @@ from isjax.data.augment import (
   compose,
   cutout,
   flip,
+  limit_views,
   mixup,
   pad_and_crop,
   shift,
+  sometimes,
 )
 from isjax.step import init_train_state, make_train_step
 from isjax.transforms import importance_weighted
@@ -170,6 +172,62 @@ def test_shape_and_dtype_are_kept(name, dtype):
     assert (view.shape, view.dtype) == (image.shape, image.dtype)
 
 
+def test_limited_views_are_an_examples_own(key):
+  """At most V each, all as likely, and the same under all keys.
+
+  They are views of the augmentation, and others of another example.
+  """
+  places = crops(COLOUR, 2, 2, 'zero')
+  limited = jax.vmap(limit_views(pad_and_crop(2), 4), (0, None, None))
+  of_examples = quick_jit(jax.vmap(limited, (0, None, 0)))
+
+  def counted(keys):
+    seen = np.asarray(of_examples(keys, COLOUR, jnp.arange(100)))
+    return np.array([counts_of(views, places) for views in seen])
+
+  counts, again = map(counted, jax.random.split(key, (2, 100, 60)))
+  np.testing.assert_array_equal(counts > 0, again > 0)
+  sizes = (counts > 0).sum(1)
+  assert sizes.max() == 4
+  chance = np.prod(1 - np.arange(4) / 25)  # that 4 of 25 places are different
+  deviation = np.sqrt(chance * (1 - chance) / 100)
+  assert abs((sizes == 4).mean() - chance) < 4 * deviation
+  assert len(np.unique(counts > 0, axis=0)) > 90
+  full = counts[sizes == 4]
+  draws = full[full > 0]  # 60 of each example, so 3 degrees of freedom
+  assert stats.chisquare(draws, ddof=len(full) - 1).pvalue > 1e-3
+
+
+def test_one_view_each_is_as_random_as_the_views(key):
+  """Over the examples by chi-square; of one it is the same whatever the key."""
+  places = crops(COLOUR, 2, 2, 'zero')
+  once = jax.vmap(limit_views(pad_and_crop(2), 1), (0, None, 0))
+  keys = jax.random.split(key, (2, 5000))
+  seen, again = (once(k, COLOUR, jnp.arange(5000)) for k in keys)
+  np.testing.assert_array_equal(seen, again)
+  assert stats.chisquare(counts_of(np.asarray(seen), places)).pvalue > 1e-3
+
+
+def test_sometimes_keeps_its_chance_and_the_views(key):
+  """Within 4 standard deviations; 0 never and 1 always. Which view it is does
+  not depend on the choice: half of the chosen are mirrored.
+  """
+
+  def seen_with(augment, chance, count):
+    def told(key, image):
+      return sometimes(augment)(key, image, jnp.float32(chance))
+
+    return views(told, key, COLOUR, count)
+
+  for chance in (0.0, 0.3, 1.0):
+    seen = seen_with(flip(), chance, 10_000)
+    share = counts_of(seen, mirrored([COLOUR]))[1] / 10_000
+    deviation = np.sqrt(chance / 2 * (1 - chance / 2) / 10_000)
+    assert abs(share - chance / 2) <= 4 * deviation
+  always = seen_with(flip(1.0), 1.0, 100)
+  assert counts_of(always, mirrored([COLOUR]))[1] == 100
+
+
 def test_a_raw_key_is_a_key(key):
   """The words of a key and the key itself give the same view."""
   augment = LAWS['compose'][0]
@@ -189,6 +247,11 @@ def test_a_raw_key_is_a_key(key):
     (shift, {'fraction': 0.1, 'mode': ''}, 'mode must be one of'),
     (flip, {'probability': 1.5}, r'probability must be in \[0, 1\]; got 1.5'),
     (cutout, {'size': 0}, 'size must be an integer of at least 1; got 0'),
+    (
+      limit_views,
+      {'augment': flip(), 'num_views': 0},
+      'num_views must be an integer of at least 1; got 0',
+    ),
   ],
 )
 def test_bad_options_are_refused(factory, options, message):

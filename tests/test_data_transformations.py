@@ -16,6 +16,7 @@ needs_npz = pytest.mark.skipif(
 )
 
 # One of each, for laws that all obey.
+OF_IMAGES = ('average_blocks', 'permute_pixels')  # in test_data_pixels.py
 EXAMPLES = {
   'asymmetric_noise': {'share': 0.3},
   'class_subset': {'classes': [2, 0]},
@@ -69,7 +70,7 @@ def flips(before, after):
 
 
 def test_every_transformation_has_an_example():
-  assert sorted(data.TRANSFORMATIONS) == sorted(EXAMPLES)
+  assert sorted(data.TRANSFORMATIONS) == sorted([*EXAMPLES, *OF_IMAGES])
 
 
 @pytest.mark.parametrize('name', EXAMPLES)

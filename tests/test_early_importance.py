@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from isjax import importance_weighted, make_train_step, metrics
-from isjax.samplers import early_importance
+from isjax.samplers import early_importance, importance_ranks
 from isjax.samplers.early_importance import _class_mass
 from isjax.step import init_train_state
 from isjax.types import Batch, Draw, Observation
@@ -163,6 +163,45 @@ def test_the_frozen_law_is_the_formula(options):
   np.testing.assert_allclose(law_of(sampler, state), expected, rtol=2e-5)
   target = state.target_probabilities
   np.testing.assert_allclose(1 / N if target is None else target, pi, 1e-6)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'score': 'focal', 'record_weights': RECORDS, 'mix': 0.5, 'power': 2.0},
+    {'score': 'std', 'by': 'class', 'labels': LABELS},
+    {'score': 'forgetting'},
+  ],
+  ids=lambda options: options['score'],
+)
+def test_ranks_are_the_mean_ranks_of_scipy(options):
+  """(rank - 1/2) / N, ties sharing theirs, at the window's end; 1/2 before."""
+  _, state, seen = program(ranked=True, **options)
+  everyone = jnp.arange(N)
+  indices, values = batches(options['score'])
+  for row in zip(indices, values, strict=True):
+    np.testing.assert_array_equal(importance_ranks(state, everyone), 0.5)
+    state = seen(state, *row)
+  s = powers(options['score'], indices, values, options.get('power', 1.0))
+  if 'labels' in options:
+    means = [s[np.array(LABELS) == k].mean() for k in (0, 2)]
+    s = np.where(np.array(LABELS) == 2, means[1], means[0])
+  expected = (stats.rankdata(s) - 0.5) / N
+  assert len(set(expected)) < N or options['score'] == 'focal'
+  for ranks in (importance_ranks, jax.jit(importance_ranks)):
+    got = ranks(state, everyone[::-1])
+    np.testing.assert_allclose(got, expected[::-1], rtol=1e-6)
+  for row in zip(*batches(options['score'], seed=1), strict=True):
+    state = seen(state, *row)
+  np.testing.assert_array_equal(importance_ranks(state, everyone[::-1]), got)
+
+
+def test_ranks_must_be_asked_for():
+  """Of a sampler that keeps none, and of another one; with the remedy."""
+  _, state, _ = program(score='focal')
+  for other in (state, ()):
+    with pytest.raises(ValueError, match=r'early_importance\(..., ranked=True'):
+      importance_ranks(other, jnp.arange(2))
 
 
 def test_a_class_has_its_share_of_partial_sums():

@@ -13,7 +13,13 @@ import pytest
 
 from isjax import metrics, scores
 from isjax.models import linen
-from isjax.samplers import SAMPLERS, presample, uniform
+from isjax.samplers import (
+  SAMPLERS,
+  early_importance,
+  importance_ranks,
+  presample,
+  uniform,
+)
 from isjax.step import (
   init_train_state,
   is_slow_to_scan,
@@ -27,7 +33,7 @@ from isjax.transforms import (
   scale_by_importance,
   scale_by_progress,
 )
-from isjax.types import Batch
+from isjax.types import Batch, take
 
 N, K = 24, 3
 
@@ -444,6 +450,116 @@ def test_the_training_pass_sees_the_view_that_was_scored(data):
     for row in rows:
       assert (pool == row[None]).all(1).any()
   assert len(np.unique(scored[0], axis=0)) == 8
+
+
+def recorded_inputs(model_step, state, data):
+  """What each pass of a step or of its halves gets: [(train, inputs)]."""
+  seen = []
+
+  def record(train, inputs):
+    seen.append((train, np.array(inputs)))
+
+  step = model_step(lambda *args: jax.debug.callback(record, *args))
+
+  def in_halves(state, data):
+    proposal, state = step.propose(state, state.step)
+    return step.train(state, proposal, take(data, proposal.indices))
+
+  for run in (step, jax.jit(step), in_halves):
+    jax.block_until_ready(run(state, data)[0].step)
+    jax.effects_barrier()
+  return seen
+
+
+def recording(sampler, record, **options):
+  """A step of a linear model that records the inputs of each pass."""
+
+  def apply_fn(params, model_state, inputs, *, train, rngs):
+    del rngs
+    record(train, inputs)
+    return inputs.reshape(inputs.shape[0], -1)[:, :K] + params, model_state
+
+  return make_train_step(
+    apply_fn,
+    loss_fn,
+    sampler,
+    importance_weighted(optax.sgd(0.1), N),
+    score=scores.logit_gradient_norm(loss_fn),
+    preprocess=lambda inputs: inputs.astype(jnp.float32),
+    **options,
+  )
+
+
+@pytest.mark.parametrize('kind', ['always', 'uniform'])
+def test_augment_is_told_of_its_own_example(kind, data):
+  """Input i is full of i, less what it is told, its index, plus 1: all ones.
+
+  In the scoring pass and in the training pass, whole and in halves.
+  """
+  numbers = jnp.arange(N, dtype=jnp.uint8)
+  data = data._replace(inputs=jnp.broadcast_to(numbers, (4, 4, 1, N)).T)
+  sampler = KINDS[kind]()
+
+  def step(record):
+    return recording(
+      sampler,
+      record,
+      augment=lambda key, inputs, told: inputs - told['index'] + 1,
+      augment_by=lambda state, indices: {'index': indices},
+    )
+
+  tx = importance_weighted(optax.sgd(0.1), N)
+  params = jnp.zeros((1, K))
+  state = init_train_state(jax.random.key(0), params, {}, sampler, tx)
+  seen = recorded_inputs(step, state, data)
+  passes = [True, False] if kind == 'always' else [True]
+  assert sorted(train for train, _ in seen) == sorted(3 * passes)
+  for _, inputs in seen:
+    np.testing.assert_array_equal(inputs, 1)
+
+
+def test_strength_goes_by_the_ranks_before_the_step(data):
+  """In the window 1/2; then the ranks, of examples proposed in it as well."""
+  sampler = early_importance(N, 4, warmup_epochs=1, score='el2n', ranked=True)
+  seen = []
+
+  def record(train, inputs):
+    jax.debug.callback(lambda x: seen.append(np.array(x)[:, 0, 0, 0]), inputs)
+
+  step = recording(
+    sampler,
+    record,
+    augment=lambda key, inputs, strength: jnp.full_like(inputs, strength),
+    augment_by=importance_ranks,
+  )
+  tx = importance_weighted(optax.sgd(0.1), N)
+  params = jnp.zeros((1, K)).at[0, 1].set(2.0)
+  state = init_train_state(jax.random.key(0), params, {}, sampler, tx)
+  whole, propose, train = map(jax.jit, (step, step.propose, step.train))
+  expected = []
+  for number in range(9):
+    if number == 5:  # the last step of the window; the next is made ahead
+      ahead, state = propose(state, state.step)
+      early, state = propose(state, state.step + 1)
+      expected.append(np.full(4, 0.5))
+      state, _ = train(state, ahead, take(data, ahead.indices))
+      expected.append(importance_ranks(state.sampler_state, early.indices))
+      state, _ = train(state, early, take(data, early.indices))
+      continue
+    indices = propose(state, state.step)[0].indices
+    expected.append(importance_ranks(state.sampler_state, indices))
+    state, _ = whole(state, data)
+  jax.block_until_ready(state.step)
+  jax.effects_barrier()
+  np.testing.assert_array_equal(seen, expected)
+  np.testing.assert_array_equal(seen[:6], 0.5)
+  assert len(np.unique(seen[6:])) > 2
+
+
+def test_what_augment_is_told_needs_an_augment(data):
+  """Alone it would do nothing."""
+  with pytest.raises(ValueError, match='give augment, too'):
+    make(data, uniform(N, 4), augment_by=lambda state, indices: indices)
 
 
 def test_draw_score_replaces_the_score_of_the_proposal_only(data):

@@ -13,6 +13,7 @@ from isjax.data.noise import (
   human_noise,
   symmetric_noise,
 )
+from isjax.data.pixels import average_blocks, permute_pixels
 from isjax.data.preprocess import rescale, standardise
 from isjax.data.source import (
   Source,
@@ -35,6 +36,7 @@ __all__ = [
   'array_source',
   'asymmetric_noise',
   'augment',
+  'average_blocks',
   'class_subset',
   'hold_out',
   'human_noise',
@@ -42,6 +44,7 @@ __all__ = [
   'long_tail',
   'merge_duplicates',
   'npy_source',
+  'permute_pixels',
   'record_source',
   'record_weights',
   'rescale',

@@ -5,7 +5,9 @@ An augmentation is a function of (key, image) of one example, for the argument
 `preprocess`; the result has its shape and dtype. It depends on nothing but key
 and image, and the step's keys on nothing but the run's key, the step and the
 proposal slot. So the training pass sees the view that was scored, and an
-example that is proposed twice is seen in two views.
+example that is proposed twice is seen in two views. `limit_views` and
+`sometimes` make another function of it, one that the step tells more: they go
+with its argument `augment_by`.
 
 One threefry block gives an augmentation all its random bits. A dynamic slice
 crops: on CPU a gather of rows and columns takes 1.3 to 1.7 times as long, a
@@ -159,6 +161,62 @@ def compose(*augments: AugmentFn) -> AugmentFn:
     return image
 
   return augment
+
+
+def limit_views(
+  augment: AugmentFn, num_views: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Shows each example in the same few views, however often it is drawn.
+
+  As if a training set with num_views images for each one had been stored, of
+  which every draw takes one, each as likely. Views are made by keys of their
+  own, from the numbers of the example and of the view, and so are the same in
+  all runs; two of an example may happen to be alike.
+
+  Args:
+    augment: (key, image) -> image, what makes the views.
+    num_views: V >= 1. With 1 a training set is augmented once and for all.
+
+  Returns:
+    (key, image, index i32[]) -> image; index is the example's number, which
+    the step tells by augment_by=lambda state, indices: indices.
+
+  Raises:
+    ValueError: for a bad number.
+  """
+  _validate.positive_integers(num_views=num_views)
+
+  def limited(key: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
+    view = uniform_indices(key, num_views, 1)[0]
+    own = jax.random.fold_in(jax.random.key(0), index)
+    return augment(jax.random.fold_in(own, view), image)
+
+  return limited
+
+
+def sometimes(
+  augment: AugmentFn,
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Augments an image with a chance that is told along with it.
+
+  The chance is the strength of the augmentation: with
+  augment_by=importance_ranks of `samplers.early_importance`, the more important
+  an example is, the more of its draws are augmented, an extension of ours.
+
+  Args:
+    augment: (key, image) -> image.
+
+  Returns:
+    (key, image, chance f32[] in [0, 1]) -> image. The chance is kept to within
+    2^-23; 0 never augments, 1 always does.
+  """
+
+  def chosen(key: jax.Array, image: jax.Array, chance: jax.Array) -> jax.Array:
+    choice_key, view_key = jax.random.split(key)
+    augmented = jax.random.bernoulli(choice_key, chance)
+    return jnp.where(augmented, augment(view_key, image), image)
+
+  return chosen
 
 
 def mixup(

@@ -11,6 +11,7 @@ from isjax.data.classes import class_subset
 from isjax.data.imbalance import long_tail, step_imbalance
 from isjax.data.metadata import Metadata
 from isjax.data.noise import asymmetric_noise, human_noise, symmetric_noise
+from isjax.data.pixels import average_blocks, permute_pixels
 from isjax.data.splits import hold_out
 from isjax.data.weights import record_weights
 from isjax.types import Batch
@@ -18,16 +19,23 @@ from isjax.types import Batch
 # name -> (batch, metadata, *, seed, **options) -> (Batch, Metadata, Changes).
 TRANSFORMATIONS = {
   'asymmetric_noise': asymmetric_noise,
+  'average_blocks': average_blocks,
   'class_subset': class_subset,
   'hold_out': hold_out,
   'human_noise': human_noise,
   'long_tail': long_tail,
+  'permute_pixels': permute_pixels,
   'record_weights': record_weights,
   'step_imbalance': step_imbalance,
   'symmetric_noise': symmetric_noise,
 }
 # Those that change the task; the others change the training set alone.
-_OF_EVERY_SPLIT = ('class_subset', 'record_weights')
+_OF_EVERY_SPLIT = (
+  'average_blocks',
+  'class_subset',
+  'permute_pixels',
+  'record_weights',
+)
 
 
 def transform(
@@ -41,7 +49,8 @@ def transform(
 
   The same transformations describe every split of a set. Where the split is
   not, or is no longer, 'train', only those that change the task are made:
-  'class_subset' and 'record_weights'. Noise and imbalance belong to training.
+  'average_blocks', 'class_subset', 'permute_pixels' and 'record_weights'. Noise
+  and imbalance belong to training.
 
   Args:
     batch: N examples.

@@ -8,7 +8,7 @@ factory takes (num_examples, batch_size, **options).
 from collections.abc import Callable
 
 from isjax.samplers.class_balanced import class_balanced
-from isjax.samplers.early_importance import early_importance
+from isjax.samplers.early_importance import early_importance, importance_ranks
 from isjax.samplers.memory import diagnostics, memory
 from isjax.samplers.presample import presample
 from isjax.samplers.record_weighted import record_weighted
@@ -31,6 +31,7 @@ __all__ = [
   'class_balanced',
   'diagnostics',
   'early_importance',
+  'importance_ranks',
   'memory',
   'presample',
   'record_weighted',

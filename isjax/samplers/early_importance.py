@@ -44,6 +44,7 @@ class EarlyImportanceState(NamedTuple):
   step:   i32[], training passes observed.
   seed:   u32[2], of the first epochs of the frozen law.
   labels: i32[N] where the law goes by class, or None.
+  ranks:  f32[N] in [0, 1], of each example's importance; or None.
   """
 
   source: FixedLawState
@@ -51,6 +52,7 @@ class EarlyImportanceState(NamedTuple):
   step: jax.Array
   seed: jax.Array
   labels: jax.Array | None
+  ranks: jax.Array | None
 
   @property
   def target_probabilities(self) -> jax.Array | None:
@@ -69,6 +71,7 @@ def early_importance(
   by: str = 'example',
   labels: jax.Array | None = None,
   draws: str = 'epoch',
+  ranked: bool = False,
   record_weights: jax.Array | None = None,
 ) -> Sampler:
   """Draws by the importance that a short window of ordinary training showed.
@@ -103,6 +106,8 @@ def early_importance(
     labels: i32[N] in [0, K), for by='class'; not looked at otherwise.
     draws: in the frozen law, 'epoch', N draws in which each example occurs
       floor(N p_i) or ceil(N p_i) times, in random order; or 'independent'.
+    ranked: whether the state has the examples' ranks, for `importance_ranks`:
+      4 N bytes, and a sort where the window ends.
     record_weights: r f32[N] >= 0, the objective's weights; the window's epochs
       then show each example floor or ceil of N r_i / R times, and the frozen
       law is proportional to r_i s_i^power, mixed with r/R.
@@ -156,6 +161,7 @@ def early_importance(
       step=jnp.zeros((), jnp.int32),
       seed=jax.random.bits(seed_key, (2,), jnp.uint32),
       labels=labels,
+      ranks=jnp.full((num_examples,), 0.5, jnp.float32) if ranked else None,
     )
 
   def propose(key, state):
@@ -171,7 +177,7 @@ def early_importance(
     info = info | {'importance_sampled': frozen.astype(jnp.float32)}
     return draw, state._replace(source=source), info
 
-  def frozen_law(state):
+  def freeze(state):
     pi = target_law = state.target_probabilities
     if target_law is None:
       pi = jnp.full((num_examples,), 1 / num_examples, jnp.float32)
@@ -179,19 +185,19 @@ def early_importance(
     scores = jnp.maximum(_SCORES[score](state.shown), 0) ** power
     scores = jnp.where(known, scores, 0)
     mean = jnp.sum(scores) / jnp.maximum(jnp.sum(known), 1)
-    law = pi * jnp.where(known, scores, mean)
+    scores = jnp.where(known, scores, mean)
     if state.labels is not None:
       mass, share = (
-        _class_mass(p, state.labels, num_classes) for p in (law, pi)
+        _class_mass(p, state.labels, num_classes) for p in (pi * scores, pi)
       )
       mean = mass / jnp.where(share > 0, share, 1)
-      law = pi * mean[state.labels]
-    return mix_with(normalise(law), pi, mix)
-
-  def freeze(state):
-    frozen = epochs_of(frozen_law(state), state.target_probabilities)
+      scores = mean[state.labels]
+    law = mix_with(normalise(pi * scores), pi, mix)
     key = jax.random.wrap_key_data(state.seed, impl='threefry2x32')
-    return state._replace(source=frozen.init(key))
+    return state._replace(
+      source=epochs_of(law, target_law).init(key),
+      ranks=_ranks(scores) if ranked else None,
+    )
 
   def observe(state, draw, observation):
     values = _shown(score, observation)
@@ -207,6 +213,47 @@ def early_importance(
     return warmup.law(state.source, scores, indices)
 
   return Sampler(init, propose, select, observe, law)
+
+
+def importance_ranks(
+  state: EarlyImportanceState, indices: jax.Array
+) -> jax.Array:
+  """Where the frozen importance of examples stands among all of them.
+
+  It serves `make_train_step` as `augment_by`: with augment.sometimes(augment),
+  the more important an example is, the more of its draws are augmented. On
+  average over the training set that is half of them, in the window and after
+  it. That strength of augmentation goes by importance is an extension of ours;
+  the source of `early_importance` does not have it.
+
+  Args:
+    state: of a sampler early_importance(..., ranked=True).
+    indices: i32[m] in [0, N).
+
+  Returns:
+    f32[m] in (0, 1): the share of the training set with a smaller importance,
+    and half the share of the equally important, the example among them; 1/2 in
+    the window, in which all are. With by='class' the importance is that of the
+    class.
+
+  Raises:
+    ValueError: for a sampler made without ranked=True.
+  """
+  if getattr(state, 'ranks', None) is None:
+    raise ValueError(
+      'importance_ranks needs the state of early_importance(..., ranked=True); '
+      f'got a {type(state).__name__} without ranks.'
+    )
+  return state.ranks[indices]
+
+
+def _ranks(scores: jax.Array) -> jax.Array:
+  """The middle of the ranks that equal scores share, over N; f32[N]."""
+  in_order = jnp.sort(scores)
+  smaller, up_to = (
+    jnp.searchsorted(in_order, scores, side) for side in ('left', 'right')
+  )
+  return (smaller + up_to).astype(jnp.float32) / (2 * scores.shape[0])
 
 
 def _checked_labels(labels: jax.Array | None, num_examples: int) -> jax.Array:
