@@ -339,7 +339,7 @@ def make_train_step(
 
     def gather(slots, indices):
       del slots
-      return take(data, indices)
+      return sampler.take(data, indices)
 
     indices, needs_scores, keys = propose_from(state, state.step)
     scores = scores_if_needed(state, keys[0], indices, gather, needs_scores)

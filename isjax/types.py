@@ -29,6 +29,17 @@ class Batch(NamedTuple):
   record_weights: jax.Array | None = None
 
 
+def take(batch: Batch, indices: jax.Array) -> Batch:
+  """Returns the examples at `indices` i32[m], each of which must be in [0, N).
+
+  An index outside the range is a bug of its maker and reads garbage: the
+  gather makes no bounds check.
+  """
+  return jax.tree.map(
+    lambda rows: rows.at[indices].get(mode='promise_in_bounds'), batch
+  )
+
+
 class Draw(NamedTuple):
   """The examples chosen for one update.
 
@@ -74,7 +85,7 @@ class Observation(NamedTuple):
 
 
 class Sampler(NamedTuple):
-  """A way to choose the examples of each update: five pure functions.
+  """A way to choose the examples of each update: six pure functions.
 
   init:    (key) -> state, a pytree of arrays. It holds all that the next
            draws depend on; arrays of length N live in it, not in closures.
@@ -94,6 +105,9 @@ class Sampler(NamedTuple):
            select reports as `Draw.probabilities` makes pi/p unbiased under
            this law. The indices of the proposal matter only where record
            weights enter the second chance.
+  take:    (data, indices i32[m]) -> the rows of a proposal or of a draw, from a
+           training set on the device. Samplers of `sharding` know where on
+           several devices they are.
   """
 
   init: Callable[..., PyTree]
@@ -101,6 +115,7 @@ class Sampler(NamedTuple):
   select: Callable[..., tuple[Draw, PyTree, Metrics]]
   observe: Callable[..., PyTree]
   law: Callable[..., tuple[jax.Array, jax.Array]]
+  take: Callable[[Batch, jax.Array], Batch] = take
 
 
 class TrainState(NamedTuple):
@@ -124,17 +139,6 @@ class TrainState(NamedTuple):
   model_state: PyTree
   opt_state: PyTree
   sampler_state: PyTree
-
-
-def take(batch: Batch, indices: jax.Array) -> Batch:
-  """Returns the examples at `indices` i32[m], each of which must be in [0, N).
-
-  An index outside the range is a bug of its maker and reads garbage: the
-  gather makes no bounds check.
-  """
-  return jax.tree.map(
-    lambda rows: rows.at[indices].get(mode='promise_in_bounds'), batch
-  )
 
 
 def num_examples(batch: Batch) -> int:

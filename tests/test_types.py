@@ -53,7 +53,7 @@ def test_a_whole_proposal_is_its_own_batch():
     (Batch, 'inputs targets record_weights'),
     (Draw, 'slots indices probabilities target_probabilities'),
     (Observation, 'losses scores statistics'),
-    (Sampler, 'init propose select observe law'),
+    (Sampler, 'init propose select observe law take'),
     (
       TrainState,
       'step cost key params model_state opt_state sampler_state',
