@@ -6,6 +6,7 @@ from types import ModuleType
 import matplotlib
 
 matplotlib.use('Agg')
+from cycler import cycler
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -20,6 +21,8 @@ from experiments.comparisons import (
 )
 
 _GRID = 60  # points at which the runs of a row are averaged
+# More curves than colours are told apart by their dashes.
+_STYLES = cycler(linestyle=['-', '--', ':']) * plt.rcParams['axes.prop_cycle']
 
 
 def _curve(record: Record, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +56,10 @@ def averaged(
 def _draw(axis, row: Row, x: str, y: str, *, logarithmic: bool, scale=1.0):
   grid, centre, low, high = averaged(row, x, y, logarithmic=logarithmic)
   (line,) = axis.plot(
-    grid, scale * centre, label=f'{row.cell} (rate {row.rate:g})', linewidth=1.6
+    grid,
+    scale * centre,
+    label=f'{row.cell.rpartition(": ")[2]} (rate {row.rate:g})',
+    linewidth=1.6,
   )
   axis.fill_between(
     grid, scale * low, scale * high, color=line.get_color(), alpha=0.12, lw=0
@@ -66,10 +72,12 @@ def _panels(chosen: list[Row]):
   figure, axes = plt.subplots(
     len(by_group),
     2,
-    figsize=(11, 4.2 * len(by_group)),
+    figsize=(13, 4.2 * len(by_group)),
     layout='constrained',
     squeeze=False,
   )
+  for axis in axes.flat:
+    axis.set_prop_cycle(_STYLES)
   lines = zip(by_group.items(), axes, strict=True)
   return figure, [(name, rows, *pair) for (name, rows), pair in lines]
 
@@ -79,7 +87,8 @@ def _finish(left, right, group: str, x: str) -> None:
   for axis in (left, right):
     axis.set_xlabel(x)
     axis.grid(alpha=0.25)
-  left.legend(fontsize=8)
+  # Beside the panels: it covers no curve, however many there are.
+  right.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
 
 
 def loss_and_error(chosen: list[Row], name: str = 'test_error') -> plt.Figure:
@@ -95,9 +104,12 @@ def loss_and_error(chosen: list[Row], name: str = 'test_error') -> plt.Figure:
     for row in members:
       _draw(left, row, 'cost', 'train_loss', logarithmic=True)
       _draw(right, row, 'cost', name, logarithmic=False, scale=metric.factor)
-    final = max(metric.factor * row.values(name).mean() for row in members)
+    final = [metric.factor * row.values(name).mean() for row in members]
     left.set(yscale='log', ylabel='training loss (geometric mean)')
-    right.set(ylabel=metric.label, ylim=(0, min(4 * final, metric.factor)))
+    right.set(
+      ylabel=metric.label,
+      ylim=(0.7 * min(final), min(2 * max(final), metric.factor)),
+    )
     _finish(left, right, group, 'cost, forward-equivalents')
   return figure
 
