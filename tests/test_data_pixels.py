@@ -17,9 +17,10 @@ def images(key_number, split='train', shape=(5, 4, 6, 3)):
   )
 
 
-def test_blocks_are_averaged_and_rounded():
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_blocks_are_averaged_and_rounded(split):
   """Each pixel is the mean of its block, in float64, halves upwards."""
-  batch, metadata = images(0)
+  batch, metadata = images(0, split)
   made, about, changes = data.transform(
     batch, metadata, {'average_blocks': {'size': 2}}, seed=0
   )
