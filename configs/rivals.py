@@ -72,7 +72,7 @@ SCALES = {
   },
   'paper': {
     'data': 'cifar10',
-    'augmentations': {'pad_and_crop': {'pad': 4}, 'flip': {}},
+    'augmentations': {'pad_and_crop': {'padding': 4}, 'flip': {}},
     'model': {'name': 'cifar_resnet', 'depth': 20},
     'optimizer': {
       'name': 'sgd',

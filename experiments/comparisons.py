@@ -58,6 +58,9 @@ class Metric(NamedTuple):
 METRICS = {
   'train_loss': Metric('train loss', 'The training loss', is_ratio=True),
   'test_loss': Metric('test loss', 'The test loss', is_ratio=True),
+  'train_balanced_error': Metric(
+    'balanced train error %', 'The balanced training error', 100.0
+  ),
   'test_error': Metric('test error %', 'The test error', 100.0),
   'test_balanced_error': Metric(
     'balanced test error %', 'The balanced test error', 100.0

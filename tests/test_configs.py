@@ -1,13 +1,16 @@
 """configs/: scales, cells, and that all of it runs."""
 
+import json
 import os
 import pathlib
 import types
 
+import numpy as np
 import pytest
 
-from experiments import artifacts, settings, sweep
+from experiments import artifacts, components, settings, sweep, trunk
 from experiments.settings import SettingsError
+from isjax.data.metadata import assemble
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -39,6 +42,47 @@ def test_every_scale_of_a_config_has_runs(path):
       assert module.BASELINE in {
         run['cell'].rpartition(': ')[2] for run in runs
       }
+
+
+@pytest.fixture(scope='module')
+def images():
+  """A set of a size that every batch and pool fits in."""
+  labels = np.arange(2000) % 10
+  return assemble(
+    'made up',
+    'train',
+    np.zeros((2000, 8, 8, 1), np.uint8),
+    labels,
+    num_classes=10,
+  )
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=stem)
+def test_every_cell_at_every_scale_is_made_of_parts_that_exist(path, images):
+  """Names and options of sampler, model, loss, transform and views."""
+  batch, metadata = images
+  made = set()
+  module, _, _ = settings.load(str(path), [])
+  for scale in settings.scales(module):
+    for config in settings.runs(*settings.load(f'{path}:{scale}', [])):
+      parts = (
+        (components.sampler, config['sampler'], batch, config['budget']),
+        (components.model, config['model'], metadata),
+        (components.loss_fn, config['loss'], metadata),
+        (components.augmentation, config['augmentations']),
+      )
+      for make, part, *rest in parts:
+        key = make.__name__ + json.dumps(part, sort_keys=True)
+        if key not in made:
+          make(part, *rest)
+        made.add(key)
+      fields = 'class_weights', 'robust', 'optimizer', 'train_only', 'exponent'
+      key = json.dumps([config[field] for field in fields], sort_keys=True)
+      if key not in made:
+        components.transform(config, 0.1, metadata)
+      made.add(key)
+      trunk.config_of(config)
+  assert len(made) >= 5
 
 
 @pytest.mark.parametrize('path', SWEEPS, ids=stem)
