@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use('Agg')
 from cycler import cycler
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 import numpy as np
 
 from experiments import artifacts
@@ -86,6 +87,7 @@ def _finish(left, right, group: str, x: str) -> None:
   left.set_title(group, loc='left', fontsize=10)
   for axis in (left, right):
     axis.set_xlabel(x)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=''))
     axis.grid(alpha=0.25)
   # Beside the panels: it covers no curve, however many there are.
   right.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
@@ -108,7 +110,7 @@ def loss_and_error(chosen: list[Row], name: str = 'test_error') -> plt.Figure:
     left.set(yscale='log', ylabel='training loss (geometric mean)')
     right.set(
       ylabel=metric.label,
-      ylim=(0.7 * min(final), min(2 * max(final), metric.factor)),
+      ylim=(0.9 * min(final), min(1.6 * max(final), metric.factor)),
     )
     _finish(left, right, group, 'cost, forward-equivalents')
   return figure
