@@ -54,7 +54,10 @@ def averaged(
   return (grid, *(np.exp(bands) if logarithmic else bands))
 
 
-def _draw(axis, row: Row, x: str, y: str, *, logarithmic: bool, scale=1.0):
+def _draw(
+  axis, row: Row, x: str, y: str, *, logarithmic: bool, scale=1.0
+) -> np.ndarray:
+  """Draws a row's curve and its band; returns the curve."""
   grid, centre, low, high = averaged(row, x, y, logarithmic=logarithmic)
   (line,) = axis.plot(
     grid,
@@ -65,6 +68,7 @@ def _draw(axis, row: Row, x: str, y: str, *, logarithmic: bool, scale=1.0):
   axis.fill_between(
     grid, scale * low, scale * high, color=line.get_color(), alpha=0.12, lw=0
   )
+  return scale * centre
 
 
 def _panels(chosen: list[Row]):
@@ -103,14 +107,16 @@ def loss_and_error(chosen: list[Row], name: str = 'test_error') -> plt.Figure:
   metric = METRICS[name]
   figure, panels = _panels(chosen)
   for group, members, left, right in panels:
+    curves = []
     for row in members:
       _draw(left, row, 'cost', 'train_loss', logarithmic=True)
-      _draw(right, row, 'cost', name, logarithmic=False, scale=metric.factor)
-    final = [metric.factor * row.values(name).mean() for row in members]
+      curves.append(
+        _draw(right, row, 'cost', name, logarithmic=False, scale=metric.factor)
+      )
     left.set(yscale='log', ylabel='training loss (geometric mean)')
+    least, end = np.min(curves), max(curve[-1] for curve in curves)
     right.set(
-      ylabel=metric.label,
-      ylim=(0.9 * min(final), min(1.6 * max(final), metric.factor)),
+      ylabel=metric.label, ylim=(0.9 * least, min(1.6 * end, metric.factor))
     )
     _finish(left, right, group, 'cost, forward-equivalents')
   return figure
