@@ -37,8 +37,8 @@ setuptools.setup(
     'scikit-learn>=1.5',  # ships the digits
     'scipy>=1.13',  # statistics of the tables
     'absl-py>=2.1',
-    'markdown-it-py>=3.0',
-    'orbax-checkpoint>=0.11.30',
+    'markdown-it-py>=2.2',
+    'orbax-checkpoint>=0.12.8',
     'matplotlib>=3.9',
     'rich>=13.7',
   ],
