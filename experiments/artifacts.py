@@ -16,7 +16,17 @@ from typing import IO, Any
 
 import jax
 
+from experiments.settings import SettingsError, some
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+# Of the result of a training run; what else is in it is a number, or null.
+_TEXTS = ('status', 'commit', 'device', 'python', 'xla_flags')
+_DICTS = ('config', 'versions')
+_NUMBERS = ('train_loss', 'test_error', 'steps', 'cost', 'seconds')
+
+
+class DamagedError(SettingsError):
+  """A file is not what was written there; in one line, with the remedy."""
 
 
 @contextlib.contextmanager
@@ -31,17 +41,35 @@ def atomic_write(path: pathlib.Path, mode: str = 'w') -> Iterator[IO]:
     OSError: where it cannot be written; what was at `path` stays as it was.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  with errors_named(path):
+    descriptor, name = tempfile.mkstemp(
+      dir=path.parent, prefix=f'.{path.name}.'
+    )
+    try:
+      with os.fdopen(descriptor, mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(name, 0o644)
+      os.replace(name, path)
+    except BaseException:
+      pathlib.Path(name).unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def errors_named(path: pathlib.Path) -> Iterator[None]:
+  """Makes an error of the disk within its block name the file.
+
+  Raises:
+    OSError: that does.
+  """
   try:
-    with os.fdopen(descriptor, mode) as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
+    yield
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class BusyError(Exception):
@@ -56,8 +84,15 @@ def claim(folder: pathlib.Path) -> Iterator[None]:
 
   Raises:
     BusyError: where another one has claimed it.
+    SettingsError: where it holds links: writing to them would write elsewhere.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  links = sorted(path.name for path in folder.iterdir() if path.is_symlink())
+  if links:
+    raise SettingsError(
+      f'{folder} holds links ({some(links)}), and a run writes to its own '
+      'folder alone. Remove them, or give another folder.'
+    )
   with (folder / '.claim').open('w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,28 +128,114 @@ def _finite(content: Any) -> Any:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Returns what `write_json` has written there."""
-  return json.loads(path.read_text())
+  """Returns what `write_json` has written there.
+
+  Raises:
+    DamagedError: where it is no JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
+    raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: pathlib.Path, reason: str) -> DamagedError:
+  return DamagedError(
+    f'{path} is damaged ({reason}). Remove it, and the same command makes what '
+    'is missing.'
+  )
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the config that a folder's run was begun with, or None.
+
+  Raises:
+    DamagedError: where the file holds none.
+  """
+  path = folder / 'config.json'
+  if not path.exists():
+    return None
+  content = read_json(path)
+  if not _has_config(content):
+    raise _damaged(path, 'it holds no config of a run')
+  return content['config']
+
+
+def _has_config(content: Any) -> bool:
+  return isinstance(content, dict) and isinstance(content.get('config'), dict)
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any] | None:
-  """Returns a run's result, or None where it is not finished."""
+  """Returns a run's result, or None where it is not finished.
+
+  Raises:
+    DamagedError: where the file holds no result.
+  """
+  path = folder / 'result.json'
   try:
-    return read_json(folder / 'result.json')
+    result = read_json(path)
   except FileNotFoundError:
     return None
+  if not _is_result(result):
+    raise _damaged(path, 'it holds no result of a run')
+  return result
+
+
+def _is_result(content: Any) -> bool:
+  """Whether it has the fields of a result; a study's are its own."""
+  if not _has_config(content):
+    return False
+  if 'study' in content['config']:
+    return True
+  texts = [content[name] for name in _TEXTS if name in content]
+  dicts = [content[name] for name in _DICTS if name in content]
+  numbers = {k: v for k, v in content.items() if k not in _TEXTS + _DICTS}
+  return (
+    'status' in content
+    and set(_NUMBERS) <= numbers.keys()
+    and all(isinstance(text, str) for text in texts)
+    and all(isinstance(one, dict) for one in dicts)
+    and all(map(_is_number, numbers.values()))
+  )
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or isinstance(value, (int, float))
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's metrics.jsonl."""
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  """Returns the lines of a run's metrics.jsonl.
+
+  Raises:
+    DamagedError: where a line is not one of metrics.
+  """
+  path = folder / 'metrics.jsonl'
+  try:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+  except (ValueError, RecursionError) as error:
+    raise _damaged(folder, f'{path.name}: {error}') from error
+  for number, line in enumerate(lines, 1):
+    if not _is_line(line):
+      raise _damaged(folder, f'{path.name}: line {number} has no metrics')
+  return lines
+
+
+def _is_line(content: Any) -> bool:
+  """Whether it is what a run writes to metrics.jsonl."""
+  if not isinstance(content, dict) or not {'step', 'cost'} <= content.keys():
+    return False
+  values = [value for name, value in content.items() if name != 'status']
+  return all(map(_is_number, values))
 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-  """Returns commit, versions and device of this process."""
+  """Returns commit, versions, device and, if any, XLA's flags.
+
+  And the number of devices, if there are several.
+  """
   device = jax.devices()[0]
+  flags = os.environ.get('XLA_FLAGS')
   kind = device.device_kind
   if device.platform == 'cpu':
     cores = len(available_cores())
@@ -124,7 +245,10 @@ def provenance() -> dict[str, Any]:
     'device': kind,
     'python': platform.python_version(),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
+  } | (
+    ({'xla_flags': flags} if flags else {})
+    | ({'devices': jax.device_count()} if jax.device_count() > 1 else {})
+  )
 
 
 def available_cores() -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -29,8 +30,9 @@ class Interruption(contextlib.AbstractContextManager):
   """Tells a run to stop: at a time, or once there is a signal.
 
   Within its block the first SIGTERM or Ctrl-C is remembered, and the second one
-  ends the process at once. Signals come to the main thread alone; in others
-  there is only the time.
+  ends the process at once, even while the device has the main thread wait: with
+  128 plus its number. Signals come to the main thread alone; in others there is
+  only the time.
 
   Args:
     deadline: of time.monotonic().
@@ -39,23 +41,35 @@ class Interruption(contextlib.AbstractContextManager):
   def __init__(self, deadline: float = math.inf):
     self._deadline = deadline
     self._status: int | None = None
-    self._former = {}
+    self._exit = contextlib.ExitStack()
 
   def __enter__(self) -> 'Interruption':
     if threading.current_thread() is threading.main_thread():
       for number in _STATUS:
-        self._former[number] = signal.signal(number, self._remember)
+        former = signal.signal(number, self._remember)
+        self._exit.callback(signal.signal, number, former)
+      self._watch()
     return self
 
   def __exit__(self, *error) -> None:
-    for number, handler in self._former.items():
-      signal.signal(number, handler)
+    self._exit.close()
+
+  def _watch(self) -> None:
+    """Has a thread told of each signal when it comes: handlers may wait."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread = threading.Thread(
+      target=_leave_at_the_second, args=(read,), daemon=True
+    )
+    thread.start()
+    self._exit.callback(thread.join)
+    self._exit.callback(os.close, write)  # with which the thread ends
+    self._exit.callback(signal.set_wakeup_fd, former)
 
   def _remember(self, number: int, frame: FrameType | None) -> None:
     del frame
     self._status = _STATUS[number]
-    for other in _STATUS:
-      signal.signal(other, signal.SIG_DFL)
 
   @property
   def is_signalled(self) -> bool:
@@ -71,3 +85,13 @@ class Interruption(contextlib.AbstractContextManager):
     """Raises InterruptedRunError where it is time to stop."""
     if self.is_due:
       raise InterruptedRunError(self._status or UNFINISHED)
+
+
+def _leave_at_the_second(pipe: int) -> None:
+  """Ends the process at the second of the signals; returns at their end."""
+  seen = 0
+  with open(pipe, 'rb', buffering=0) as numbers:
+    while number := numbers.read(1):
+      seen += number[0] in _STATUS
+      if seen == 2:
+        os._exit(128 + number[0])

@@ -180,7 +180,7 @@ def _result(entry: dict[str, str], root: pathlib.Path) -> Result:
     files = place.glob('*')
     source = f'configs/{name}.py'
     command = f'./launch.sh {source}'
-  if named := re.search(r'configs/\w+\.py', entry.get('command', '')):
+  if named := re.search(r'(?:configs|tests)/\w+\.py', entry.get('command', '')):
     source = named[0]
   for path in (table, root / source):
     if not path.is_file():

@@ -1,16 +1,14 @@
-"""experiments/train.py: runs that are cut off, and go on as if never."""
+"""experiments/train.py: runs that are cut off, and go on as if never.
+
+test_faults.py has the processes that are killed, and all else that goes wrong.
+"""
 
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from experiments import artifacts, settings, sweep, train
+from experiments import artifacts, settings, train
 from experiments.artifacts import BusyError
 from experiments.interruption import InterruptedRunError, Interruption
 from experiments.program import Program
@@ -19,13 +17,6 @@ from experiments.settings import SettingsError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = f'{ROOT}/configs/digits.py:smoke'
 RESULTS = ('train_loss', 'test_error', 'steps', 'cost', 'mean_tau')
-# A run of some seconds, with a checkpoint every 60 ms.
-LONG = (
-  '--config.budget=30000',
-  '--config.num_evaluations=2',
-  '--config.checkpoints.minutes=0.001',
-  '--config.sampler.tau_threshold=0.0',
-)
 
 
 def config_of(*changes):
@@ -120,9 +111,12 @@ def test_two_runs_cannot_share_a_folder(program, tmp_path):
   train.run(config_of(), program, tmp_path)
 
 
-def test_a_finished_run_is_not_made_again(tmp_path, capsys, monkeypatch):
+def test_a_finished_run_is_not_made_again(
+  program, tmp_path, capsys, monkeypatch
+):
   """The same command prints its result; other settings are an error."""
   command = [SMOKE, f'--folder={tmp_path}']
+  monkeypatch.setattr(train, 'Program', lambda config: program)
   assert train.main(command) == 0
   printed = capsys.readouterr().out
   monkeypatch.setattr(train, 'Program', None)
@@ -131,116 +125,3 @@ def test_a_finished_run_is_not_made_again(tmp_path, capsys, monkeypatch):
   monkeypatch.undo()
   assert train.main([*command, '--config.seed=3']) == 2
   assert 'seed was 0, is 3' in capsys.readouterr().err
-
-
-def start(folder, *changes):
-  """A run in a process of its own, once it is under way."""
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'experiments.train', SMOKE, *LONG, *changes]
-    + [f'--folder={folder}'],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  while not list(folder.glob('checkpoints/[0-9]*')):
-    assert process.poll() is None, process.stderr.read()
-    time.sleep(0.02)
-  return process
-
-
-@pytest.fixture(scope='module')
-def whole_long(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('long')
-  config = config_of(*LONG)
-  return train.run(config, Program(config), folder)
-
-
-def go_on(folder, whole_long):
-  """Ends the run in this process; its numbers are those of the whole one."""
-  config = config_of(*LONG)
-  result = train.run(config, Program(config), folder)
-  assert same_numbers(result, whole_long)
-
-
-@pytest.mark.parametrize(
-  ('number', 'status'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
-)
-def test_a_signal_saves_the_run_and_ends_it(
-  tmp_path, whole_long, number, status
-):
-  """With one line and its status; the next call goes on from there."""
-  process = start(tmp_path)
-  process.send_signal(number)
-  _, error = process.communicate(timeout=60)
-  assert process.returncode == status, error
-  assert error.splitlines()[-1].startswith('stopped; the same command goes on')
-  assert 'Traceback' not in error
-  assert artifacts.read_result(tmp_path) is None
-  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').glob('[0-9]*'))
-  assert artifacts.read_metrics(tmp_path)[-1]['step'] == saved
-  go_on(tmp_path, whole_long)
-
-
-def kill_at_random(folder, whole_long, times, seed):
-  """Kills the run so often, then lets it end."""
-  delays = [0.01 * 2 ** (k % 7) for k in range(seed, seed + times)]
-  for delay in delays:
-    process = start(folder)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    process.stderr.close()
-    if artifacts.read_result(folder) is not None:
-      break
-  go_on(folder, whole_long)
-
-
-def test_a_killed_run_goes_on(tmp_path, whole_long):
-  """By SIGKILL, at three moments, a checkpoint being written in each."""
-  kill_at_random(tmp_path, whole_long, times=3, seed=2)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize('seed', range(4))
-def test_a_run_that_is_killed_again_and_again_goes_on(
-  tmp_path, whole_long, seed
-):
-  """Five times each."""
-  kill_at_random(tmp_path, whole_long, times=5, seed=seed)
-
-
-def test_the_second_signal_does_not_wait():
-  """The handlers are the system's again after the first."""
-  with Interruption() as interruption:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert interruption.is_signalled
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    with pytest.raises(InterruptedRunError) as error:
-      interruption.check()
-  assert error.value.status == 75
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_sweep_that_is_told_to_stop_saves_its_runs(tmp_path):
-  """Both workers of it; the same command ends with the whole runs' numbers."""
-  command = [SMOKE, *LONG, f'--folder={tmp_path}', '--workers=2']
-  command += ['--config.sweep.num_seeds=1']
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'experiments.sweep', *command],
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  while len(list(tmp_path.glob('*/checkpoints/[0-9]*'))) < 1:
-    assert process.poll() is None, process.stderr.read()
-    time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
-  _, error = process.communicate(timeout=60)
-  assert process.returncode == 75, error
-  assert 'Traceback' not in error
-  assert len(list(tmp_path.glob('*/result.json'))) < 2
-  assert sweep.main(command) == 0
-  assert 'logit gradient, gate' in (tmp_path / 'table.md').read_text()
