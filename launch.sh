@@ -8,6 +8,8 @@ usage() {
 usage: ./launch.sh                        the main job: configs/digits.py
        ./launch.sh CONFIG[:SCALE] [--config.field=value ...]
                                           all runs of a config, table, figures
+       ./launch.sh --processes N CONFIG[:SCALE] --config.sharding.form=FORM ...
+                                          the same, N processes for each run
        ./launch.sh test [PYTEST ARGUMENTS]
                                           the tests
        ./launch.sh setup                  the set-up alone
@@ -81,6 +83,11 @@ main() {
     setup) ;;
     test) shift; exec "$python" -m pytest "$@" ;;
     '') exec "$python" -m experiments.sweep configs/digits.py ;;
+    --processes)
+      [[ "${2-}" =~ ^[0-9]+$ && -n "${3-}" ]] ||
+        fail "write --processes N CONFIG."
+      exec "$python" -m experiments.gang --processes="$2" -- \
+        experiments.sweep "${@:3}" ;;
     -*) exec "$python" -m experiments.sweep configs/digits.py "$@" ;;
     *) exec "$python" -m experiments.sweep "$@" ;;
   esac

@@ -56,6 +56,7 @@ def get_config():
       'score': 'logit_gradient_norm',  # of the training pass: the gate's
       'draw_score': 'logit_gradient_norm',  # of the pool
       'exponent': 1.0,  # of the importance weights
+      'sharding': {'form': 'none'},  # or 'quota' or 'global': all devices
       'train_only': (),  # beginnings of parameters' paths; none: all
       'trunk': {},  # what runs have in common up to a share of the budget
       'until': 1.0,  # that share, for the trunk itself

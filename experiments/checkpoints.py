@@ -5,6 +5,10 @@ holds the arrays of a state by name, its item `contents` (JSON) the rest, with
 a digest of each array and one of itself. Without digests orbax restores
 flipped bits as numbers, casts other dtypes without a word and takes an empty
 folder for the newest step.
+
+Of several processes the first one writes and reads. Arrays that no process has
+all of are copied to every device when they are saved: for that moment each
+holds them whole, some words per example of a sampler's state.
 """
 
 import concurrent.futures
@@ -24,7 +28,9 @@ import warnings
 import jax
 import numpy as np
 
+from experiments import peers
 from experiments.settings import SettingsError, differences
+from isjax.sharding.placement import put
 from isjax.types import PyTree
 
 # Of the contents; every version keeps the digest over all the rest of them.
@@ -90,8 +96,8 @@ class Checkpoints:
 
     Args:
       step: >= 0.
-      state: pytree of jax arrays, typed PRNG keys included, each wholly on
-        the devices of this process; at least one of them has an element.
+      state: pytree of jax arrays, typed PRNG keys included; at least one of
+        them has an element.
       position: JSON, whatever else the run needs to go on.
 
     Raises:
@@ -106,6 +112,8 @@ class Checkpoints:
     leaves = _named(state)
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
     arrays = {name: _off_device(leaf) for name, leaf in leaves.items()}
+    if not peers.is_first():
+      return
     contents = {'config': self._config, 'position': _as_json(position)}
     self._pending = self._worker.submit(
       self._write, step, specs, arrays, contents
@@ -127,8 +135,10 @@ class Checkpoints:
       UserWarning: which checkpoints are damaged, how, and which one is used.
     """
     self.wait()
-    restored, self._damaged = _newest(self._folder, like, self._config)
-    return restored
+    restored = None
+    if peers.is_first():
+      restored, self._damaged = _newest(self._folder, like, self._config)
+    return _shared(restored, like)
 
   def wait(self) -> None:
     """Returns once all is written.
@@ -197,16 +207,39 @@ def read(folder: pathlib.Path, like: PyTree) -> Restored:
   Warns:
     UserWarning: which checkpoints are damaged, how, and which one is used.
   """
-  restored, _ = _newest(folder.absolute(), like, config=None)
+  restored = None
+  if peers.is_first():
+    restored, _ = _newest(folder.absolute(), like, config=None)
+  restored = _shared(restored, like)
   if restored is None:
     raise SettingsError(f'{folder} holds no good checkpoint to start from.')
   return restored
 
 
+def _shared(restored: Restored | None, like: PyTree) -> Restored | None:
+  """What the first process has read, to all of them, on their devices."""
+  found = peers.from_first(restored and [restored.step, restored.position])
+  if found is None:
+    return None
+  leaves, structure = jax.tree.flatten(like)
+  if restored is None:
+    arrays = [np.zeros(d.shape, d.dtype) for d in map(_numbers, leaves)]
+  else:
+    arrays = restored.state
+  state = [
+    _onto_device(peers.array_from_first(array), leaf)
+    for array, leaf in zip(arrays, leaves, strict=True)
+  ]
+  return Restored(found[0], jax.tree.unflatten(structure, state), found[1])
+
+
 def _newest(
   folder: pathlib.Path, like: PyTree, config: dict[str, Any] | None
 ) -> tuple[Restored | None, set[int]]:
-  """The newest good checkpoint, and the steps of the damaged ones after it."""
+  """The newest good checkpoint, and the steps of the damaged ones after it.
+
+  Its state is the list of the arrays, not yet on their devices.
+  """
   restored, damaged = None, {}
   for step in _steps(folder):
     path = folder / str(step)
@@ -260,7 +293,9 @@ def _expect_config(
     )
 
 
-def _state(path: pathlib.Path, saved: dict[str, Any], like: PyTree) -> PyTree:
+def _state(
+  path: pathlib.Path, saved: dict[str, Any], like: PyTree
+) -> list[np.ndarray]:
   """The arrays of a checkpoint, once they are known to be those saved."""
   leaves = _named(like)
   different = differences(
@@ -278,8 +313,8 @@ def _state(path: pathlib.Path, saved: dict[str, Any], like: PyTree) -> PyTree:
     array = arrays[name] if leaf.size else _off_device(leaf)
     if _digest(array) != saved[name][1]:
       raise ValueError(f'the numbers of {name} are not those saved')
-    restored.append(_onto_device(array, leaf))
-  return jax.tree.unflatten(jax.tree.structure(like), restored)
+    restored.append(array)
+  return restored
 
 
 def _read_arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -296,15 +331,22 @@ def _read_arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
 
 def _off_device(leaf: jax.Array) -> np.ndarray:
   """A copy, never a view: on CPU that would show a buffer that is donated."""
+  return np.array(peers.whole(_numbers(leaf)), order='C')
+
+
+def _numbers(leaf: jax.Array) -> jax.Array:
+  """The array itself, or what a PRNG key is made of."""
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return np.array(leaf, order='C')
+    return jax.random.key_data(leaf)
+  return leaf
 
 
 def _onto_device(array: np.ndarray, like: jax.Array) -> jax.Array:
   """The array as a leaf of the kind of `like`, on its devices."""
   if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
     array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+  if peers.are_several():
+    return put(array, like.sharding)
   return jax.device_put(array, like.sharding if like.committed else None)
 
 
@@ -381,11 +423,19 @@ def _orbax() -> ModuleType:
 def _checkpointer():
   """Orbax's writer and reader of one folder, by named handlers alone."""
   orbax = _orbax()
+  # It waits for no other process: none of them calls it.
+  alone = {
+    'multiprocessing_options': orbax.options.MultiprocessingOptions(
+      active_processes={0}
+    )
+  }
   return orbax.Checkpointer(
     orbax.CompositeCheckpointHandler(
-      state=orbax.PyTreeCheckpointHandler(),
-      contents=orbax.JsonCheckpointHandler(),
-    )
+      state=orbax.PyTreeCheckpointHandler(**alone),
+      contents=orbax.JsonCheckpointHandler(**alone),
+      composite_options=orbax.CompositeOptions(**alone),
+    ),
+    **alone,
   )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import on_mesh
 from experiments.schedules import SCHEDULES
 from experiments.settings import SettingsError, choose, options
 import isjax
@@ -23,6 +24,7 @@ from isjax.data import Metadata, augment, rescale, standardise
 from isjax.models import MODELS
 from isjax.models.freezing import train_only
 from isjax.samplers import SAMPLERS, importance_ranks
+from isjax.sharding import Shards
 from isjax.step import TRAINING_COST
 from isjax.types import Batch
 
@@ -148,12 +150,17 @@ def loss_fn(settings: dict[str, Any], metadata: Metadata) -> losses.LossFn:
 
 
 def sampler(
-  settings: dict[str, Any], train_set: Batch, budget: int
+  settings: dict[str, Any],
+  train_set: Batch,
+  budget: int,
+  shards: Shards | None = None,
+  form: str = 'none',
 ) -> isjax.Sampler:
   """Returns the sampler of config['sampler'], made for the training set.
 
   A baseline that anneals over the last steps of a run gets their number from
-  the budget; see `anneals`.
+  the budget; see `anneals`. On a mesh there is one for all devices, or one on
+  each of them; see `on_mesh`.
 
   Raises:
     SettingsError: for a name or an option that there is not, or a bad value.
@@ -168,7 +175,14 @@ def sampler(
   if anneals(settings):
     cost = TRAINING_COST * fields['batch_size']
     fields['num_steps'] = math.ceil(budget / cost)
-  return _make(factory, 'sampler', fields, isjax.num_examples(train_set))
+  size = isjax.num_examples(train_set)
+  if shards is None:
+    return _make(factory, 'sampler', fields, size)
+
+  def make(num_examples, **fields):
+    return _make(factory, 'sampler', fields, num_examples)
+
+  return on_mesh.sampler(make, fields, size, form, shards)
 
 
 def anneals(settings: dict[str, Any]) -> bool:

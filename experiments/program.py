@@ -10,12 +10,12 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from experiments import components
+from experiments import components, on_mesh
 from experiments.settings import SettingsError, UnavailableError, choose
+from isjax import sharding
 from isjax.data import Metadata, load, transform
 from isjax.losses import cross_entropy
 from isjax.metrics import class_balanced, error, label_probability, summarise
@@ -28,7 +28,7 @@ from isjax.step import (
   make_loop,
   make_train_step,
 )
-from isjax.types import Batch
+from isjax.types import Batch, num_examples
 
 # Fields that one compiled program takes as arguments.
 ARGUMENTS = ('seed', 'budget', 'optimizer.learning_rate')
@@ -48,16 +48,29 @@ class Program:
 
   def __init__(self, config: dict[str, Any]):
     self.config = config
-    self.train_set, self.metadata = load_set(config, 'train')
-    self.test_set, self.test_metadata = load_set(config, 'test')
+    self._form = config['sharding']['form']
+    self._shards = on_mesh.shards(self._form)
+    train_set, self.metadata = load_set(config, 'train')
+    test_set, self.test_metadata = load_set(config, 'test')
+    self.preprocess = components.preprocess(train_set, self.metadata)
+    self._sample = self.preprocess(train_set.inputs[:1])
+    if self._shards is not None:
+      train_set, test_set = (
+        on_mesh.padded(data, self._form, self._shards)
+        for data in (train_set, test_set)
+      )
     self.sampler = components.sampler(
-      config['sampler'], self.train_set, config['budget']
+      config['sampler'],
+      train_set,
+      config['budget'],
+      self._shards,
+      self._form,
     )
+    self.train_set, self.test_set = map(self._placed, (train_set, test_set))
     self.loss_fn = components.loss_fn(config['loss'], self.metadata)
     self.score = choose(SCORES, config['score'], 'score')(self.loss_fn)
-    self.preprocess = components.preprocess(self.train_set, self.metadata)
     self.model, self.apply_fn, self._evaluate = self._shared_model()
-    self.init = jax.jit(self._init)
+    self.init = jax.jit(self._init, out_shardings=self._layout())
     self.steps_per_call = int(config['steps_per_call'])
     slow = is_slow_to_scan(
       self._step(0.1, 1), jax.eval_shape(self.init, 0), self.train_set
@@ -72,8 +85,12 @@ class Program:
       return
     state = self.init(0)
     self._compiled = (
-      jax.jit(self._advance, donate_argnums=0)
-      .lower(state, self.train_set, jnp.float32(0), jnp.uint32(0))
+      jax.jit(
+        self._advance,
+        donate_argnums=0,
+        out_shardings=(self._layout(), self._everywhere),
+      )
+      .lower(state, self.train_set, np.float32(0), np.uint32(0))
       .compile()
     )
     self.evaluate(state)
@@ -87,15 +104,34 @@ class Program:
     """
     self.compile()
     return self._compiled(
-      state, self.train_set, jnp.float32(learning_rate), jnp.uint32(budget)
+      state, self.train_set, np.float32(learning_rate), np.uint32(budget)
     )
+
+  def _placed(self, data: Batch) -> Batch:
+    """The set on its devices."""
+    if self._shards is None:
+      return data
+    return sharding.shard(data, self._shards)
+
+  @property
+  def _everywhere(self):
+    """The sharding of what all devices have, None for one device."""
+    return None if self._shards is None else self._shards.whole
+
+  def _layout(self):
+    """The shardings of a state, None for one device."""
+    if self._shards is None:
+      return None
+    state = jax.eval_shape(self._init, 0)
+    size = num_examples(self.train_set)
+    return on_mesh.state_layout(state, self._form, self._shards, size)
 
   def _shared_model(self):
     """Module, apply_fn and evaluation, shared by cells that agree on them.
 
     Whatever loss they train with, all are evaluated by the cross entropy.
     """
-    fields = ('data', 'transformations', 'model')
+    fields = ('data', 'transformations', 'model', 'sharding')
     key = _key({field: self.config[field] for field in fields})
     if key not in _MODELS:
       module = components.model(self.config['model'], self.metadata)
@@ -109,7 +145,7 @@ class Program:
 
   def _make_evaluation(self, apply_fn, metadata: Metadata):
     counts = metadata.class_counts
-    return make_eval_step(
+    evaluate = make_eval_step(
       apply_fn,
       cross_entropy(),
       preprocess=self.preprocess,
@@ -119,14 +155,16 @@ class Program:
       },
       batch_size=min(500, metadata.num_examples),
     )
+    if self._shards is None:
+      return evaluate
+    return on_mesh.evaluation(evaluate, self._shards)
 
   def _transform(self, learning_rate):
     return components.transform(self.config, learning_rate, self.metadata)
 
   def _init(self, seed):
     model_key, run_key = jax.random.split(jax.random.key(seed))
-    sample = self.preprocess(self.train_set.inputs[:1])
-    params, model_state = init(self.model, model_key, sample)
+    params, model_state = init(self.model, model_key, self._sample)
     return init_train_state(
       run_key, params, model_state, self.sampler, self._transform(0.1)
     )
@@ -181,15 +219,18 @@ class Program:
     if self.metadata.num_classes != 2:
       return None
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=self._everywhere)
     def margins(params, model_state, inputs):
       outputs, _ = self.apply_fn(
         params, model_state, self.preprocess(inputs), train=False, rngs=None
       )
       return outputs[:, 1] - outputs[:, 0]
 
-    inputs, targets, _ = self.test_set
-    margins = np.asarray(margins(state.params, state.model_state, inputs))
+    margins = np.asarray(
+      margins(state.params, state.model_state, self.test_set.inputs)
+    )
+    targets = load_set(self.config, 'test')[0].targets
+    margins = margins[: len(targets)]  # without what pads the set
     if not np.isfinite(margins).all():
       return math.nan
     return float(average_precision_score(np.asarray(targets), margins))

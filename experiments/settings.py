@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import re
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class Command(NamedTuple):
   workers: number of processes, or None.
   folder:  for results, or None.
   minutes: after which runs are stopped, or None.
+  part:    (k, n): of n processes, the k-th, 1 <= k <= n; or None.
   """
 
   path: str
@@ -48,6 +50,7 @@ class Command(NamedTuple):
   workers: int | None
   folder: str | None
   minutes: float | None = None
+  part: tuple[int, int] | None = None
 
 
 def parse(arguments: list[str]) -> Command:
@@ -60,22 +63,39 @@ def parse(arguments: list[str]) -> Command:
   flags.DEFINE_integer('workers', None, '', 1, flag_values=values)
   flags.DEFINE_string('folder', None, '', flag_values=values)
   flags.DEFINE_float('minutes', None, '', 0.0, flag_values=values)
+  flags.DEFINE_string('cell', None, '', flag_values=values)
   changes = [a for a in arguments if a.startswith('--config.')]
   ours = [a for a in arguments if a not in changes]
   try:
     positional = values(['isjax', *ours])[1:]
   except flags.Error as error:
     raise SettingsError(
-      f'{_one_line(error)}; the options are --workers, --folder, --minutes '
-      'and --config.FIELD.'
+      f'{_one_line(error)}; the options are --workers, --folder, --minutes, '
+      '--cell and --config.FIELD.'
     ) from error
   if len(positional) != 1:
     raise SettingsError(
       f'expected one config file; got {" ".join(positional) or "none"}.'
     )
   return Command(
-    positional[0], changes, values.workers, values.folder, values.minutes
+    positional[0],
+    changes,
+    values.workers,
+    values.folder,
+    values.minutes,
+    None if values.cell is None else _part(values.cell),
   )
+
+
+def _part(text: str) -> tuple[int, int]:
+  """Reads 'k/n'."""
+  match = re.fullmatch('([0-9]+)/([0-9]+)', text)
+  part = match and tuple(map(int, match.groups()))
+  if not part or not 1 <= part[0] <= part[1]:
+    raise SettingsError(
+      f'--cell must be k/n, 1 <= k <= n: part k of n; got {text!r}.'
+    )
+  return part
 
 
 def load(

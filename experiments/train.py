@@ -1,16 +1,19 @@
 """One run: config -> run folder.
 
 Usage: python -m experiments.train CONFIG --folder=FOLDER
-           [--config.field=value ...]
+           [--deterministic] [--config.field=value ...]
 
 Runs the config as `get_config()` gives it, without its sweep. A run that was
 cut off goes on from its last checkpoint; a finished one is not made again.
 Exits with 3 where the run diverged, with 75 after SIGTERM and 130 after Ctrl-C,
-when it has saved where it is.
+when it has saved where it is. --deterministic: on a GPU, the same numbers bit
+for bit each time, at some cost in speed; a CPU gives them anyway.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
@@ -19,17 +22,28 @@ import shutil
 import sys
 import time
 from typing import Any
+import warnings
 
 import jax
 import numpy as np
 
-from experiments import artifacts, trunk
-from experiments.artifacts import BusyError
+from experiments import artifacts, determinism, peers, trunk
+from experiments.artifacts import BusyError, DamagedError
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.interruption import InterruptedRunError, Interruption
+from experiments.interruption import (
+  UNFINISHED,
+  InterruptedRunError,
+  Interruption,
+)
 from experiments.program import Program, check
 from experiments.progress import Progress
-from experiments.settings import SettingsError, differences, load, parse
+from experiments.settings import (
+  SettingsError,
+  differences,
+  load,
+  parse,
+  some,
+)
 
 # report(fraction of the budget spent, the last metrics), called every interval
 Report = Callable[[float, dict[str, float]], None]
@@ -47,7 +61,9 @@ def run(
 
   Checkpoints are saved every config['checkpoints']['minutes'] and when the run
   is told to stop. One that was cut off goes on from the last of them, and
-  comes to the same numbers as if it had not been, bit for bit.
+  comes to the same numbers as if it had not been, bit for bit. A finished one
+  is not made again. Of several processes each calls this, and the first one
+  reads and writes the folder.
 
   A run that ends before its budget, config['until'] < 1, is a trunk: like one
   with config['checkpoints']['final'], it leaves its last state.
@@ -68,13 +84,23 @@ def run(
   Raises:
     BusyError: where another process is at work in the folder.
     CheckpointError: where a checkpoint could not be written.
+    DamagedError: where metrics.jsonl has lost what it had at the checkpoint.
     InterruptedRunError: after it was told to stop, and has saved its state.
+    OSError: where another file could not be written.
     SettingsError: where the folder is that of a run of another config.
+
+  Warns:
+    UserWarning: where a metric other than the loss is not finite: a score or a
+      weight is not. Samplers pass over such scores, and the run goes on.
   """
   interruption = interruption or Interruption()
-  interruption.check()
-  with artifacts.claim(folder):
-    _begin(config, folder)
+  if peers.any_of(interruption.is_due)[0]:
+    _stop(interruption)
+  first = peers.is_first()
+  with artifacts.claim(folder) if first else contextlib.nullcontext():
+    result = peers.from_first(_begin(config, folder) if first else None)
+    if result is not None:
+      return result
     program.compile()
     with Checkpoints(folder / trunk.CHECKPOINTS, config) as kept:
       lines = _Lines(program, config, folder / 'metrics.jsonl')
@@ -83,27 +109,38 @@ def run(
       if _keeps_last_state(config):
         kept.save(int(state.step), state, lines.position)
       result = lines.finish(state)
-    if not _keeps_last_state(config):
-      shutil.rmtree(folder / trunk.CHECKPOINTS, ignore_errors=True)
-    artifacts.write_json(
-      folder / 'result.json',
-      result | {'config': config} | artifacts.provenance(),
-    )
+    if first:
+      artifacts.write_json(
+        folder / 'result.json',
+        result | {'config': config} | artifacts.provenance(),
+      )
+      if not _keeps_last_state(config):
+        shutil.rmtree(folder / trunk.CHECKPOINTS, ignore_errors=True)
   return result
 
 
-def _begin(config: dict[str, Any], folder: pathlib.Path) -> None:
-  """Writes config.json, once it is known to be this run's folder."""
-  path = folder / 'config.json'
-  if path.exists():
-    different = differences(artifacts.read_json(path)['config'], config)
+def _begin(
+  config: dict[str, Any], folder: pathlib.Path
+) -> dict[str, Any] | None:
+  """Writes config.json, once it is known to be this run's folder.
+
+  Returns:
+    The result, if the run is finished.
+  """
+  before = artifacts.read_config(folder)
+  if before is not None:
+    different = differences(before, config)
     if different:
       raise SettingsError(
         f'{folder} is of a run of another config: {different}. Set that back, '
         'or give another folder.'
       )
-  (folder / 'result.json').unlink(missing_ok=True)
-  artifacts.write_json(path, {'config': config} | artifacts.provenance())
+  result = artifacts.read_result(folder)
+  if result is None:
+    artifacts.write_json(
+      folder / 'config.json', {'config': config} | artifacts.provenance()
+    )
+  return result
 
 
 def _first_state(program, config, kept, lines, trunk_folder):
@@ -117,8 +154,7 @@ def _first_state(program, config, kept, lines, trunk_folder):
     lines.begin(state)
     return state
   state, position = trunk.branch(program, config, trunk_folder)
-  shutil.copyfile(trunk_folder / lines.path.name, lines.path)
-  lines.go_on(position)
+  lines.go_on(position, trunk_folder / lines.path.name)
   return state
 
 
@@ -137,13 +173,22 @@ def _train(program, config, state, lines, kept, report, interruption):
     call_cost = summary['cost'] - cost
     lines.write(state, summary, time.perf_counter() - start)
     report(min(summary['cost'] / config['budget'], 1.0), summary)
-    if interruption.is_due or time.monotonic() - saved_at > every:
+    stop, save = peers.any_of(
+      interruption.is_due, time.monotonic() - saved_at > every
+    )
+    if stop or save:
       kept.save(int(state.step), state, lines.position)
       saved_at = time.monotonic()
-    if interruption.is_due:
+    if stop:
       kept.wait()
-      interruption.check()
+      _stop(interruption)
   return state
+
+
+def _stop(interruption: Interruption) -> None:
+  """Raises InterruptedRunError, of whichever process it is time to stop."""
+  interruption.check()
+  raise InterruptedRunError(UNFINISHED)
 
 
 def _keeps_last_state(config: dict[str, Any]) -> bool:
@@ -182,23 +227,48 @@ class _Lines:
       'sums': {},  # of each metric over its steps, and their number
       'last': {},  # line
     }
+    self._warned = False
     self.path = path
     self.finite = True
 
   @property
   def position(self) -> dict[str, Any]:
     """Where they stand, for `go_on`."""
-    return self._position | {'size': self.path.stat().st_size}
+    if not peers.is_first():
+      return self._position
+    lines = self.path.read_bytes()
+    return self._position | {'size': len(lines), 'digest': _digest(lines)}
 
   def begin(self, state) -> None:
     """Starts the file anew, with the line of the first state."""
-    self.path.write_text('')
+    if peers.is_first():
+      with artifacts.errors_named(self.path):
+        self.path.write_text('')
     self.write(state, {'cost': 0, 'num_steps': 0}, 0.0)
 
-  def go_on(self, position: dict[str, Any]) -> None:
-    """Cuts the file back to the position."""
-    self._position = {k: v for k, v in position.items() if k != 'size'}
-    os.truncate(self.path, position['size'])
+  def go_on(
+    self, position: dict[str, Any], path: pathlib.Path | None = None
+  ) -> None:
+    """Cuts the file back to the position; a copy of another one, if given.
+
+    Raises:
+      DamagedError: where it is not what it was there.
+    """
+    path = path or self.path
+    self._position = dict(position)
+    size, digest = (self._position.pop(k, None) for k in ('size', 'digest'))
+    if not peers.is_first():
+      return
+    lines = path.read_bytes()[:size] if path.exists() else b''
+    if _digest(lines) != digest:
+      raise DamagedError(
+        f'{path} is not what it was at the checkpoint. Remove {path.parent}, '
+        'and the same command makes the run anew.'
+      )
+    with artifacts.errors_named(self.path):
+      if path != self.path:
+        shutil.copyfile(path, self.path)
+      os.truncate(self.path, size)
 
   def write(self, state, summary: dict[str, float], seconds: float) -> None:
     """Adds a line; with an exact evaluation where the last is an interval ago.
@@ -218,6 +288,7 @@ class _Lines:
         total, count = position['sums'].get(name, (0.0, 0))
         position['sums'][name] = (total + steps * value, count + steps)
     self.finite = math.isfinite(metrics.get('loss', 0.0))
+    self._warn_of([k for k, v in metrics.items() if not math.isfinite(v)])
     line = {
       'step': position['steps'],
       'seconds': round(position['seconds'], 6),
@@ -227,8 +298,21 @@ class _Lines:
       line = line | self._program.evaluate(state)
     self._append(line)
 
+  def _warn_of(self, names: list[str]) -> None:
+    """Tells once which metrics are not finite, where the loss is."""
+    if names and self.finite and not self._warned:
+      self._warned = True
+      warnings.warn(
+        f'{self.path.parent.name}: a score or a weight is not finite at step '
+        f'{self._position["steps"]}, as {some(names)} show; samplers pass over '
+        'such scores.',
+        stacklevel=3,
+      )
+
   def _append(self, line: dict[str, Any]) -> None:
-    with self.path.open('a') as file:
+    if not peers.is_first():
+      return
+    with artifacts.errors_named(self.path), self.path.open('a') as file:
       file.write(artifacts.json_line(line))
 
   def _is_due(self, cost: float) -> bool:
@@ -265,16 +349,31 @@ class _Lines:
     return result
 
 
+def _digest(lines: bytes) -> str:
+  return hashlib.sha256(lines).hexdigest()
+
+
+def show_warnings() -> None:
+  """Shows warnings from now on as one line each."""
+  warnings.showwarning = lambda message, *_: print(
+    f'warning: {message}', file=sys.stderr, flush=True
+  )
+
+
 def main(arguments: list[str]) -> int:
   """Makes one run from the command line; returns the exit status."""
+  show_warnings()
   try:
-    command = parse(arguments)
+    command = parse(determinism.take(arguments))
+    if command.part is not None:
+      raise SettingsError('one run has no --cell; a sweep has.')
+    peers.join()
     _, config, _ = load(command.path, command.changes)
     if command.folder is None:
       raise SettingsError('one run needs --folder=FOLDER for its files.')
     config = {k: v for k, v in config.items() if k != 'sweep'}
     folder = pathlib.Path(command.folder)
-    result = artifacts.read_result(folder)
+    result = peers.from_first(artifacts.read_result(folder))
     if result is None or differences(result['config'], config):
       check([config])
       result = _run_and_show(config, folder)
@@ -319,4 +418,4 @@ def diverged(result: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  peers.leave(main(sys.argv[1:]))

@@ -89,6 +89,13 @@ def test_it_installs_once_and_again_only_when_the_needs_change(tree):
     'python -m experiments.sweep configs/x.py --config.seed=3'
   ]
 
+  launch(tree, '--processes', '2', 'configs/x.py:smoke', '--cell=1', PATH=path)
+  assert calls(tree) == [
+    'python -m experiments.gang --processes=2 -- experiments.sweep '
+    'configs/x.py:smoke --cell=1'
+  ]
+  assert launch(tree, '--processes', 'configs/x.py', PATH=path).returncode == 2
+
   with (tree / 'setup.py').open('a') as file:
     file.write('# changed\n')
   launch(tree, 'setup', PATH=path)
