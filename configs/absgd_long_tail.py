@@ -27,11 +27,11 @@ adds nothing, and without class weights ABSGD 5 stays at 19.4 %. Lambda 1 harms:
 18.9 % with class weights, 20.7 % without. The second stage is what makes ABSGD
 safe: from the start it ends at 17 to 18 % in three runs, at 33 and 91 % in the
 others. ABSGD 5 is no better than LDAM-DRW (16.3 %) or class weights from the
-start (16.3 %), and .6 +- .2 worse than balanced softmax (15.9 %). CVaR is .5 +-
-.3 worse than CB-DRW, focal loss and TERM within .2 of the cross entropy.
-At 10 times (3 seeds) it is the same on a smaller scale: 13.6 % by the cross
-entropy, 12.9 % by ABSGD 5 and CB-DRW, 14.4 % at lambda 1; from the start ABSGD
-5 does not collapse there, and ends .1 lower.
+start (16.3 %), and .6 worse than balanced softmax (15.9 %). CVaR is .5 worse
+than CB-DRW, focal loss and TERM within .2 of the cross entropy. At 10 times it
+is the same on a smaller scale: 13.5 % by the cross entropy, 12.9 % by ABSGD 5,
+12.8 % by CB-DRW, 12.6 % by LDAM-DRW, 14.9 % at lambda 1; from the start ABSGD 5
+does not collapse there, and ends where the second stage does.
 
 Run: ./launch.sh configs/absgd_long_tail.py         (six minutes on one core)
      ./launch.sh configs/absgd_long_tail.py:paper   (for an accelerator)
