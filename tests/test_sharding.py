@@ -170,6 +170,14 @@ def test_bad_weights_of_a_table_are_named():
     sharding.sample(jax.random.key(0), table('quota'))
 
 
+@pytest.mark.parametrize('size', [2**31, 2**40])
+def test_examples_that_an_index_cannot_number_are_refused(size):
+  """Before anything of that length is made; one below 2^31 would do."""
+  with pytest.raises(ValueError, match=f'num_examples must be below.*{size}'):
+    sharding.quota(presample, size, D, SHARDS)
+  assert SHARDS.part(2**31 - D, 'num_examples', '') == 2**31 // D - 1
+
+
 def test_no_device_holds_more_than_its_shard_of_a_table():
   """N/D rows of each array; the law that is returned is split as well."""
   assert isinstance(table('global'), sharding.ShardedTable)

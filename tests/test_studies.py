@@ -477,7 +477,7 @@ def test_imbalanced_classes_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([RECORDS, '--config.study=other'], 'study must be one of gradient_vari'),
+    ([RECORDS, '--config.study=other'], 'study must be one of boundary, early'),
     ([RECORDS, '--config.data=digit'], 'data must be one of digits, mammog'),
     ([RECORDS, '--config.data=mammography'], 'ISJAX_DATA_DIR names'),
     ([RECORDS, '--config.sweep.data=()'], 'the sweep has no run'),

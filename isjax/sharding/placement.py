@@ -58,7 +58,16 @@ class Shards:
     return NamedSharding(self.mesh, PartitionSpec())
 
   def part(self, rows: int, name: str, remedy: str) -> int:
-    """Returns rows / D; raises ValueError where D does not divide them."""
+    """Returns rows / D, of rows that D divides and an i32 can number.
+
+    Raises:
+      ValueError: for others.
+    """
+    if rows >= 2**31:
+      raise ValueError(
+        f'{name} must be below 2^31, for indices are i32; got {rows}. Give '
+        'each group of hosts a part of the examples.'
+      )
     if rows % self.count:
       raise ValueError(
         f'{name} must be a multiple of the {self.count} devices along '
