@@ -10,14 +10,14 @@ trains on the b of larger loss, uncorrected. Random pruning keeps half of the
 examples, anew in each epoch or once and for all.
 
 Found (5 seeds, the better of two rates): InfoBatch pays. At equal cost its test
-error is .46 [.31, .60] points below that of uniform epochs, it gets to their end
-at .84 [.75, .93] of the cost, and its control, with the same share kept and the
-same factor, gains nothing of that. Half of the examples, anew in each epoch,
-are as good as all; a half chosen once costs .4 points. Selective backprop ends
-.3 points above uniform epochs and the logit gradient .6: both pay for scoring
-with half of the updates, and training is far from its end (a loss of .25).
-Early importance has the lowest training loss, .88 times, and gains no test
-error by it.
+error is .46 [.31, .60] points below that of uniform epochs, it gets to their
+end at .84 [.75, .93] of the cost, and its control, with the same share kept and
+the same factor, gains nothing of that. Half of the examples, anew in each
+epoch, are as good as all; a half chosen once costs .4 points. Selective
+backprop ends .3 points above uniform epochs and the logit gradient .6: both pay
+for scoring with half of the updates, and training is far from its end (a loss
+of .25). Early importance has the lowest training loss, .88 times, and gains no
+test error by it.
 
 Run: ./launch.sh configs/rivals.py        (five minutes on two cores)
 Data: fashion_mnist.npz in ISJAX_DATA_DIR.
