@@ -1,7 +1,7 @@
 """Whole runs and sweeps under faults: nothing lost, no silent wrong number.
 
 Each test makes its fault happen and asserts exit status, message and numbers.
-`python tests/test_faults.py` writes the table of them.
+`PYTHONPATH=. python tests/test_faults.py` writes the table of them.
 """
 
 import functools
@@ -13,22 +13,21 @@ import shutil
 import signal
 import sys
 import time
-from typing import NamedTuple
 
+import fault_table
+from fault_table import fault
 import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+import test_gang
 
 from experiments import artifacts, program, settings, sweep, train
 from experiments.interruption import InterruptedRunError, Interruption
-from experiments.tables import markdown
 from isjax.samplers import SAMPLERS, uniform
 from isjax.scores import SCORES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TABLE = ROOT / 'experiments/results/faults/table.md'
-COMMAND = 'python tests/test_faults.py'
 DIGITS = f'{ROOT}/configs/digits.py:smoke'
 # A run of six calls that is saved after each of them.
 SHORT = (
@@ -43,35 +42,6 @@ ENDLESS = (*LONG, '--config.budget=300000000')
 # One that is busy on the device for a minute at a time.
 BUSY = (*SHORT, '--config.budget=300000000', '--config.steps_per_call=200000')
 GOES_ON = 'stopped; the same command goes on with the unfinished runs.'
-
-
-class Fault(NamedTuple):
-  """A row of the table.
-
-  name:    what happens.
-  status:  that the command exits with; negative after a signal.
-  message: all that it says, a line; '...' stands for anything.
-  test:    the function, whose docstring says the outcome.
-  """
-
-  name: str
-  status: int
-  message: str
-  test: object
-
-
-FAULTS = []
-
-
-def fault(name, status=0, message=''):
-  """Makes a test a row of the table, and its fixture `expected`."""
-
-  def mark(test):
-    test.fault = Fault(name, status, message, test)
-    FAULTS.append(test.fault)
-    return test
-
-  return mark
 
 
 class Outcome:
@@ -699,39 +669,15 @@ def test_two_runs_on_one_folder(host, tmp_path, capsys, expected):
 
 
 def table():
-  """The table of all faults, as Markdown."""
-
-  def cell(text):
-    return ' '.join(text.split()).replace('|', r'\|')
-
-  rows = [
-    [
-      cell(one.name),
-      str(one.status),
-      cell(one.message),
-      cell(one.test.__doc__),
-      f'`{one.test.__name__}`',
-    ]
-    for one in FAULTS
-  ]
-  titles = ['fault', 'exit status', 'message', 'outcome', 'test']
-  return (
-    '# Faults\n\n'
-    'What a run or a sweep does when something goes wrong: each test makes it '
-    'happen, and asserts exit status, message and numbers. After all of them '
-    'the numbers are those of a run that nothing happened to, bit for bit, or '
-    'there are none.\n\n'
-    f'{markdown(titles, rows)}\n\n'
-    f'Written by `{COMMAND}` from tests/test_faults.py.\n'
-  )
+  return fault_table.table(sys.modules[__name__], test_gang)
 
 
 def test_the_table_is_that_of_the_tests():
-  """As committed; `python tests/test_faults.py` writes it."""
-  assert TABLE.read_text() == table()
+  """As committed; `PYTHONPATH=. python tests/test_faults.py` writes it."""
+  assert fault_table.PATH.read_text() == table()
 
 
 if __name__ == '__main__':
-  with artifacts.atomic_write(TABLE) as file:
+  with artifacts.atomic_write(fault_table.PATH) as file:
     file.write(table())
   sys.exit()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from fault_table import fault
 import jax
 import numpy as np
 import pytest
@@ -205,6 +206,10 @@ def test_a_run_of_two_processes_is_that_of_one(undisturbed, of_one_device):
   expect_curves(undisturbed, of_one_device)
 
 
+@fault(
+  'kill -9, or a stop, of the coordinator or of a worker of two processes',
+  message='a process ...; all are started again from the last checkpoint.',
+)
 @pytest.mark.faults
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize('which', [0, 1], ids=['coordinator', 'worker'])
@@ -223,6 +228,11 @@ def test_a_run_survives_its_processes(
   expect_same(tmp_path, undisturbed)
 
 
+@fault(
+  'SIGTERM or Ctrl-C to the supervisor of two processes',
+  '75 or 130',
+  'stopped; the same command goes on with the unfinished runs.',
+)
 @pytest.mark.faults
 @pytest.mark.parametrize(
   ('number', 'wanted'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
@@ -243,6 +253,7 @@ def test_a_gang_that_is_told_to_stop_saves(
   expect_same(tmp_path, undisturbed)
 
 
+@fault('kill -9 of the supervisor, but not of its processes', -9)
 @pytest.mark.faults
 def test_without_its_supervisor_a_run_is_saved_and_ends(
   config_path, cache, tmp_path
@@ -288,6 +299,11 @@ def supervised(tmp_path, monkeypatch, capsys):
   return run
 
 
+@fault(
+  'a process that dies again and again',
+  1,
+  'a process ended with -9; all are ended, after 2 retries.',
+)
 def test_processes_that_die_are_started_again_so_often(supervised):
   """Then the supervisor gives up, with 1."""
   status, error, attempts = supervised(
@@ -318,6 +334,10 @@ def test_one_that_is_left_behind_is_stuck(supervised, monkeypatch):
   assert error.startswith('a process is stuck; all are started again')
 
 
+@fault(
+  'a process that is alive, but does not come to a collective',
+  message='a process ...; all are started again from the last checkpoint.',
+)
 @pytest.mark.faults
 def test_one_that_is_alive_but_waits_for_nobody_is_stuck(supervised):
   """The collective of the others ends in an error, and all start again."""
