@@ -201,6 +201,7 @@ def disturb(which, number, config_path, cache, folder, *options):
   return gang.end()
 
 
+@pytest.mark.faults
 def test_a_run_of_two_processes_is_that_of_one(undisturbed, of_one_device):
   """Globally, the same loss at every step."""
   expect_curves(undisturbed, of_one_device)

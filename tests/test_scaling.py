@@ -172,6 +172,7 @@ def test_one_device_in_small(monkeypatch):
     assert all(found[call]['minimum'] > 0 for call in calls)
 
 
+@pytest.mark.slow
 def test_devices_in_small():
   """In a process with two: a global draw crosses whole, by quota nothing."""
   found = scaling.measure(
