@@ -38,6 +38,7 @@ SHORT = (
 )
 # One of 25 calls.
 LONG = (*SHORT, '--config.budget=32000', '--config.num_evaluations=2')
+LONGER = (*LONG, '--config.budget=128000')
 ENDLESS = (*LONG, '--config.budget=300000000')
 # One that is busy on the device for a minute at a time.
 BUSY = (*SHORT, '--config.budget=300000000', '--config.steps_per_call=200000')
@@ -292,17 +293,17 @@ def test_a_sweep_that_is_told_to_stop(
   host, tmp_path, capsys, undisturbed, expected
 ):
   """Both save their runs and end; the same command goes on."""
-  process = start_sweep(host, tmp_path, *LONG, num_saved=1)
+  process = start_sweep(host, tmp_path, *LONGER, num_saved=1)
   process.send(signal.SIGTERM)
   expected.check(*process.wait())
   assert len(list(tmp_path.glob('*/result.json'))) < 2
-  arguments = (*LONG, '--config.sweep.num_seeds=1', '--workers=1')
+  arguments = (*LONGER, '--config.sweep.num_seeds=1', '--workers=1')
   status, said = make(tmp_path, capsys, *arguments, main=sweep.main)
   assert (status, said) == (0, '')
   assert '| logit gradient, gate |' in (tmp_path / 'table.md').read_text()
   (folder,) = tmp_path.glob('logit_gradient_gate*')
   cell = '--config.cell=logit gradient, gate'
-  assert numbers(folder) == undisturbed(*LONG, cell)
+  assert numbers(folder) == undisturbed(*LONGER, cell)
 
 
 def workers_of(process):
