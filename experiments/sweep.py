@@ -218,7 +218,8 @@ def _run_in_processes(
         _terminate(processes)  # they save where they are
       if not told:
         _expect_success(processes)
-    _relay(messages, tell)
+    while not _relay(messages, tell):
+      pass
     if told or any(process.exitcode == UNFINISHED for process in processes):
       interruption.check()
     _expect_success(processes)
@@ -295,20 +296,28 @@ def _expect_success(processes) -> None:
       )
 
 
-def _relay(messages, tell: Tell) -> None:
-  """Passes on what the processes said, waiting a moment for more.
+def _relay(messages, tell: Tell) -> bool:
+  """Passes on what the processes say for a tenth of a second.
+
+  No longer: runs of short calls never fall silent, and the parent has signals
+  to look for.
+
+  Returns:
+    Whether there was a time without a word.
 
   Raises:
     Exception: that one of them has ended with.
   """
-  try:
-    while True:
-      message = messages.get(timeout=0.1)
-      if isinstance(message, Exception):
-        raise message
-      tell(*message)
-  except queue.Empty:
-    return
+  end = time.monotonic() + 0.1
+  while (left := end - time.monotonic()) > 0:
+    try:
+      message = messages.get(timeout=left)
+    except queue.Empty:
+      return True
+    if isinstance(message, Exception):
+      raise message
+    tell(*message)
+  return False
 
 
 def main(arguments: list[str]) -> int:
