@@ -162,15 +162,13 @@ def _train(program, config, state, lines, kept, report, interruption):
   """Makes the steps up to the end of the run."""
   every = 60 * config['checkpoints']['minutes']
   saved_at = time.monotonic()
-  call_cost = 0.0
-  while lines.finite and not _is_at_end(int(state.cost), call_cost, config):
-    start, cost = time.perf_counter(), int(state.cost)
+  while lines.finite and not _is_at_end(lines, config):
+    start = time.perf_counter()
     state, summary = program.advance(
       state, config['optimizer']['learning_rate'], config['budget']
     )
     # One transfer, and with it the wait for the device.
     summary = {k: float(v) for k, v in jax.device_get(summary).items()}
-    call_cost = summary['cost'] - cost
     lines.write(state, summary, time.perf_counter() - start)
     report(min(summary['cost'] / config['budget'], 1.0), summary)
     stop, save = peers.any_of(
@@ -195,23 +193,23 @@ def _keeps_last_state(config: dict[str, Any]) -> bool:
   return config['until'] < 1 or config['checkpoints']['final']
 
 
-def _is_at_end(cost: int, call_cost: float, config: dict[str, Any]) -> bool:
+def _is_at_end(lines: '_Lines', config: dict[str, Any]) -> bool:
   """Whether the budget is spent, or one more call would pass the trunk's end.
 
   A trunk that ended later would be trained as itself where it should not be.
   """
   if config['until'] < 1:
-    return cost + call_cost > config['until'] * config['budget']
-  return cost >= config['budget']
+    return lines.cost + lines.call_cost > config['until'] * config['budget']
+  return lines.cost >= config['budget']
 
 
 class _Lines:
   """The lines of metrics.jsonl, and what they add up to.
 
-  Written line by line, to be watched.
+  Written line by line, to be watched. Whether the run goes on depends on
+  nothing else, so that one that was cut off ends where it would have.
 
-  path:   of the file.
-  finite: whether the loss still is.
+  path: of the file.
   """
 
   def __init__(
@@ -225,11 +223,26 @@ class _Lines:
       'seconds': 0.0,
       'evaluated_at': None,  # cost
       'sums': {},  # of each metric over its steps, and their number
+      'call_cost': 0.0,  # of the last call
       'last': {},  # line
     }
     self._warned = False
     self.path = path
-    self.finite = True
+
+  @property
+  def cost(self) -> float:
+    """Spent so far."""
+    return self._position['last'].get('cost', 0.0)
+
+  @property
+  def call_cost(self) -> float:
+    """Spent by the last call."""
+    return self._position['call_cost']
+
+  @property
+  def finite(self) -> bool:
+    """Whether the loss still is."""
+    return math.isfinite(self._position['last'].get('loss', 0.0))
 
   @property
   def position(self) -> dict[str, Any]:
@@ -287,13 +300,13 @@ class _Lines:
       if name != 'cost':
         total, count = position['sums'].get(name, (0.0, 0))
         position['sums'][name] = (total + steps * value, count + steps)
-    self.finite = math.isfinite(metrics.get('loss', 0.0))
-    self._warn_of([k for k, v in metrics.items() if not math.isfinite(v)])
     line = {
       'step': position['steps'],
       'seconds': round(position['seconds'], 6),
     } | metrics
+    position['call_cost'] = metrics['cost'] - self.cost
     position['last'] = line
+    self._warn_of([k for k, v in metrics.items() if not math.isfinite(v)])
     if self.finite and self._is_due(metrics['cost']):
       line = line | self._program.evaluate(state)
     self._append(line)
