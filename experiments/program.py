@@ -40,7 +40,8 @@ class Program:
   """The compiled functions of all runs of one cell.
 
   Args:
-    config: of one of the runs; the fields named in ARGUMENTS are not used.
+    config: of one of the runs. Of the fields named in ARGUMENTS only the budget
+      is used, by samplers that anneal at its end; see `components.anneals`.
 
   Raises:
     SettingsError: where a setting is wrong, before anything is compiled.
@@ -137,8 +138,8 @@ class Program:
       module = components.model(self.config['model'], self.metadata)
       apply_fn = make_apply_fn(module)
       evaluate = {
-        'train': (self._make_evaluation(apply_fn, self.metadata)),
-        'test': (self._make_evaluation(apply_fn, self.test_metadata)),
+        'train': self._make_evaluation(apply_fn, self.metadata),
+        'test': self._make_evaluation(apply_fn, self.test_metadata),
       }
       _MODELS[key] = module, apply_fn, evaluate
     return _MODELS[key]
@@ -214,20 +215,25 @@ class Program:
       metrics |= {f'{split}_{k}': float(v) for k, v in values.items()}
     return metrics
 
-  def test_average_precision(self, state) -> float | None:
-    """Of class 1 by its logit less that of class 0; None for other than two."""
-    if self.metadata.num_classes != 2:
-      return None
+  @functools.cached_property
+  def _margins(self):
+    """(params, model_state, inputs) -> the logit of class 1 less the other."""
 
-    @functools.partial(jax.jit, out_shardings=self._everywhere)
     def margins(params, model_state, inputs):
       outputs, _ = self.apply_fn(
         params, model_state, self.preprocess(inputs), train=False, rngs=None
       )
       return outputs[:, 1] - outputs[:, 0]
 
+    return jax.jit(margins, out_shardings=self._everywhere)
+
+  def test_average_precision(self, state) -> float | None:
+    """Of class 1 by its logit less that of class 0; None for other than two."""
+    if self.metadata.num_classes != 2:
+      return None
+
     margins = np.asarray(
-      margins(state.params, state.model_state, self.test_set.inputs)
+      self._margins(state.params, state.model_state, self.test_set.inputs)
     )
     targets = load_set(self.config, 'test')[0].targets
     margins = margins[: len(targets)]  # without what pads the set
