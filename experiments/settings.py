@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> Command:
   except flags.Error as error:
     raise SettingsError(
       f'{_one_line(error)}; the options are --workers, --folder, --minutes, '
-      '--cell and --config.FIELD.'
+      '--cell, --deterministic and --config.FIELD.'
     ) from error
   if len(positional) != 1:
     raise SettingsError(

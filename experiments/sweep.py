@@ -130,8 +130,8 @@ def run_cell(
   program = Program(configs[0])
   for config in configs:
     name = run_name(config)
-    begins = trunk.config_of(config)
-    if leave_claimed and begins and unfinished([begins], folder):
+    begins = trunk_folder(config, folder)
+    if leave_claimed and begins and artifacts.read_result(begins) is None:
       continue
     try:
       result = run(
@@ -139,7 +139,7 @@ def run_cell(
         program,
         folder / name,
         report=functools.partial(tell, name),
-        trunk_folder=trunk_folder(config, folder),
+        trunk_folder=begins,
         interruption=interruption,
       )
     except BusyError:

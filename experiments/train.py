@@ -378,8 +378,11 @@ def main(arguments: list[str]) -> int:
   show_warnings()
   try:
     command = parse(determinism.take(arguments))
-    if command.part is not None:
-      raise SettingsError('one run has no --cell; a sweep has.')
+    for name in ('part', 'minutes', 'workers'):
+      if getattr(command, name) is not None:
+        raise SettingsError(
+          'one run has no --cell, --minutes or --workers; a sweep has.'
+        )
     peers.join()
     _, config, _ = load(command.path, command.changes)
     if command.folder is None:

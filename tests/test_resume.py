@@ -125,3 +125,13 @@ def test_a_finished_run_is_not_made_again(
   monkeypatch.undo()
   assert train.main([*command, '--config.seed=3']) == 2
   assert 'seed was 0, is 3' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--cell=1/2', '--minutes=3', '--workers=2'])
+def test_options_of_sweeps_are_refused_by_one_run(option, tmp_path, capsys):
+  """Else they would change nothing, without a word."""
+  assert train.main([SMOKE, option, f'--folder={tmp_path / "run"}']) == 2
+  assert 'one run has no --cell, --minutes or --workers' in (
+    capsys.readouterr().err
+  )
+  assert not (tmp_path / 'run').exists()
